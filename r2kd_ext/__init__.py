@@ -1,0 +1,2 @@
+from .functional import correlation_kd
+__all__ = ["correlation_kd"]
