@@ -1,0 +1,33 @@
+#include "device.h"
+
+#include <cuda_runtime.h>
+
+namespace r2kd {
+namespace {
+
+// Does nothing. Whether it has code for a device tells whether this build was compiled for it.
+__global__ void probe_kernel() {}
+
+}  // namespace
+
+CudaInfo cuda_info() {
+  CudaInfo info;
+  info.compiled = true;
+  info.runtime_version = CUDART_VERSION;
+  info.architectures = R2KD_CUDA_ARCHS;
+  cudaError_t error = cudaGetDeviceCount(&info.devices);
+  if (error == cudaSuccess) {
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  } else {
+    info.devices = 0;
+  }
+  if (error != cudaSuccess) {
+    info.problem = std::string(cudaGetErrorString(error)) + " (CUDA error " +
+                   std::to_string(static_cast<int>(error)) + ")";
+    cudaGetLastError();  // do not leave it for the next caller to find
+  }
+  return info;
+}
+
+}  // namespace r2kd

@@ -1,0 +1,62 @@
+// The correlation distance between two row-wise softmaxes: parameters, saved statistics, entries.
+//
+//   p = softmax(student / T), q = softmax(teacher / T)                      // [B, C]
+//   r(a, b) = sum(a b) / (|a| |b| + eps), on a, b or on their deviations from the mean
+//   loss = inter_weight (1 - mean_i r(p_i., q_i.)) + intra_weight (1 - mean_j r(p_.j, q_.j))
+//
+// docs/mathematics.md derives the gradient that the statistics encode.
+#pragma once
+
+#include "r2kd/types.h"
+
+namespace r2kd {
+
+struct CorrelationParams {
+  std::int64_t rows;   // B
+  std::int64_t cols;   // C, at least 1
+  double temperature;  // T > 0
+  double inter_weight;  // weight of the row term, with every factor (T^2) in it
+  double intra_weight;  // weight of the column term, likewise
+  double eps;           // added to the product of the norms
+  bool centered;        // Pearson where true, cosine where false
+};
+
+// What forward leaves for backward: kRowStats numbers per row, then five arrays of C numbers.
+// Element type: double where either input is double, else float.
+//   row i:  stats[kRowStats * i + RowStat]
+//   column: stats[kRowStats * B + C * ColStat + j]
+// The gradient is  g_ij = (a_i q~_ij - b_i p~_ij) + (A_j q~_ij - B_j p~_ij)  before the softmax.
+// Rows that the mask drops hold nothing and are never read.
+enum RowStat : int {
+  kStudentMax = 0,     // max_j of the student's logits
+  kStudentInvSum = 1,  // 1 / sum_j exp((z_ij - max) / T)
+  kTeacherMax = 2,
+  kTeacherInvSum = 3,
+  kRowTeacherCoef = 4,  // a_i
+  kRowStudentCoef = 5,  // b_i
+  kRowStats = 6,
+};
+enum ColStat : int {
+  kColTeacherCoef = 0,  // A_j
+  kColStudentCoef = 1,  // B_j
+  kColStudentMean = 2,  // mean over the kept rows of p_ij; only where centred
+  kColTeacherMean = 3,
+  kColMeanRest = 4,     // B_j times what rounding took from the first mean - A_j times the second's
+  kColStats = 5,
+};
+
+// Both run on at most `threads` threads and give the same bits for the same number of threads.
+// mask: [B] or null (all rows kept), one byte per row, `mask_stride` in elements.
+// loss: one element, stats: [kRowStats * B + kColStats * C], both of the statistics' type.
+Status correlation_forward(const CorrelationParams& params, const ConstMatrix& student,
+                           const ConstMatrix& teacher, const std::uint8_t* mask,
+                           std::int64_t mask_stride, void* loss, void* stats, int threads);
+
+// grad_loss: one element of the statistics' type. grad_student: [B, C] contiguous, the student's
+// dtype, every element written.
+Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,
+                            const ConstMatrix& teacher, const std::uint8_t* mask,
+                            std::int64_t mask_stride, const void* grad_loss, const void* stats,
+                            void* grad_student, int threads);
+
+}  // namespace r2kd
