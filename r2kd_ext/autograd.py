@@ -8,36 +8,71 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from ._arguments import CorrelationOptions
-from .backends import native
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+from ._arguments import CorrelationOptions, flatten_rows
+from .backends import native, triton
 
 
-def _may_skip_dispatcher(student: Tensor, teacher: Tensor, mask: Tensor | None) -> bool:
-    """Whether calling the native kernel directly is the same as calling the op.
-
-    A trip through the dispatcher costs 2.6 us each way, a sixth of what the whole call may cost on
-    64 x 100 logits. It can be left out where nothing but the CPU kernel would see it: no tracing,
-    no dispatch mode, no tensor subclass, no lazily negated view (these are not contiguous).
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and type(student) in _PLAIN
-        and type(teacher) in _PLAIN
-        and (mask is None or type(mask) is Tensor)
-        and student.is_contiguous()
-        and teacher.is_contiguous()
-        and not _dispatch_modes()
-    )
+def _differentiable_gradient(
+    grad_loss: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    options: CorrelationOptions,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """The gradient as a function that can be differentiated again, by the reference."""
+    loss = reference.correlation_from_options(student, teacher, mask, options, sample_weight)
+    (grad,) = torch.autograd.grad(loss, student, grad_loss, create_graph=True)
+    return grad
 
 
 class CorrelationFunction(torch.autograd.Function):
-    """loss = correlation(student, teacher); the teacher gets no gradient.
+    """loss = correlation(student, teacher) through the ops; the teacher gets no gradient.
 
-    Keeps the logits (which exist anyway), the mask and O(B + C) statistics for backward.
+    Keeps the logits (which exist anyway), the mask and O(B + C) statistics for backward. Leading
+    dimensions are flattened here and not before, since a flattened copy would be kept, too.
     A backward with create_graph=True goes through the plain PyTorch reference.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,  # [..., C]
+        teacher: Tensor,  # [..., C]
+        mask: Tensor | None,  # one bool per row
+        options: CorrelationOptions,
+        sample_weight: Tensor | None,  # [B] float64
+        interpreted: bool,  # whether Triton's interpreter takes the place of the ops
+    ) -> Tensor:
+        forward: Any = triton.correlation if interpreted else ops.correlation
+        loss, stats = forward(*flatten_rows(student, teacher, mask), *options, sample_weight)
+        # Teachers are often run in inference mode. Such logits cannot be saved, since they have no
+        # version counter that would tell of a change in place; they are kept as they are.
+        inferred = not torch.compiler.is_compiling() and teacher.is_inference()
+        ctx.inferred = teacher if inferred else None
+        ctx.save_for_backward(student, None if inferred else teacher, mask, stats, sample_weight)
+        ctx.options = options
+        ctx.interpreted = interpreted
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, mask, stats, sample_weight = ctx.saved_tensors
+        teacher = teacher if ctx.inferred is None else ctx.inferred
+        rows = flatten_rows(student, teacher, mask)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad = _differentiable_gradient(grad_loss, *rows, ctx.options, sample_weight)
+        else:
+            backward = triton.correlation_backward if ctx.interpreted else ops.correlation_backward
+            grad = backward(grad_loss, *rows, stats, *ctx.options[:4])
+        return grad.reshape(student.shape), None, None, None, None, None
+
+
+class ContiguousCorrelationFunction(torch.autograd.Function):
+    """The same for tensors that `native.contiguous_call` accepts, without the dispatcher.
+
+    On 64 x 100 logits, calling costs more than computing; this path has half of the call cost. The
+    statistics are kept in `state`, outside of torch.
     """
 
     @staticmethod
@@ -46,34 +81,26 @@ class CorrelationFunction(torch.autograd.Function):
         student: Tensor,  # [B, C]
         teacher: Tensor,  # [B, C]
         mask: Tensor | None,  # [B] bool
-        temperature: float,
-        centered: bool,
-        inter_weight: float,
-        intra_weight: float,
-        eps: float,
+        options: CorrelationOptions,
+        call: native.ContiguousCall,
     ) -> Tensor:
-        direct = _may_skip_dispatcher(student, teacher, mask)
-        kernel = native.correlation if direct else ops.correlation
-        loss, stats = kernel(
-            student, teacher, mask, temperature, centered, inter_weight, intra_weight, eps
-        )
-        ctx.save_for_backward(student, teacher, mask, stats)
-        ctx.direct = direct
-        ctx.options = (temperature, centered, inter_weight, intra_weight, eps)
+        loss, ctx.state = native.correlation_contiguous(call, student, teacher, mask, options)
+        ctx.save_for_backward(student, teacher, mask)
+        ctx.options = options
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        student, teacher, mask, stats = ctx.saved_tensors
-        temperature, centered, inter_weight, intra_weight, eps = ctx.options
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            options = CorrelationOptions(temperature, centered, inter_weight, intra_weight, eps)
-            loss = reference.correlation_from_options(student, teacher, mask, options)
-            (grad,) = torch.autograd.grad(loss, student, grad_loss, create_graph=True)
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grad = _differentiable_gradient(grad_loss, student, teacher, mask, ctx.options)
         else:
-            kernel = native.correlation_backward if ctx.direct else ops.correlation_backward
-            grad = kernel(
-                grad_loss, student, teacher, mask, stats,
-                temperature, centered, inter_weight, intra_weight,
-            )  # fmt: skip
-        return grad, None, None, None, None, None, None, None
+            grad = native.correlation_contiguous_backward(
+                ctx.state, grad_loss, student, teacher, mask
+            )
+        return grad, None, None, None, None
+
+
+# Function.apply without its Python part, which only serves functorch (`native.contiguous_call`
+# refuses tensors under its transforms) and takes 2 of the 19 us of a small forward.
+apply_contiguous = super(torch.autograd.Function, ContiguousCorrelationFunction).apply

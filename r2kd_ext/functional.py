@@ -9,11 +9,15 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import reference
-from .autograd import CorrelationFunction
-from .backends import choose
+from .autograd import CorrelationFunction, apply_contiguous
+from .autograd_rank import SoftRankFunction, SoftSpearmanFunction, hard_spearman
+from .backends import WISH, choose, choose_ranks, native
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+# Values of `backend` that name the compiled kernels on the CPU.
+_NATIVE = (None, "native") if WISH in (None, "native") else ("native",)
 
 
 def correlation_kd(
@@ -29,6 +33,7 @@ def correlation_kd(
     rank_strength: float = 1.0,
     temperature_scaling: bool = True,
     mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     eps: float = 1e-8,
     group: ProcessGroup | None = None,
     backend: str | None = None,
@@ -40,15 +45,21 @@ def correlation_kd(
 
     .. math::
         L = s w_{inter} \Bigl(1 - \frac1B \sum_i r(p_{i\cdot}, q_{i\cdot})\Bigr)
-          + s w_{intra} \Bigl(1 - \frac1C \sum_j r(p_{\cdot j}, q_{\cdot j})\Bigr), \qquad
+          + s w_{intra} \Bigl(1 - \frac1C \sum_j r(p_{\cdot j}, q_{\cdot j})\Bigr)
+          + w_{rank} \Bigl(1 - \frac1B \sum_i \rho_i\Bigr), \qquad
         r(a, b) = \frac{\sum a b}{\lVert a\rVert \lVert b\rVert + \epsilon},
 
-    where s = T**2 with `temperature_scaling`, else 1. ``correlation="pearson"`` subtracts the mean
-    from both arguments of r first. The defaults are the value term of R2KD (Kim et al.,
-    *Robustness-Reinforced Knowledge Distillation With Correlation Distance and Network Pruning*,
-    IEEE TKDE 36(12), 2024, doi 10.1109/TKDE.2024.3438074); ``temperature=1.0,
-    correlation="pearson", inter_weight=1.0, intra_weight=1.0`` is DIST (Huang et al., *Knowledge
-    Distillation from A Stronger Teacher*, NeurIPS 2022).
+    where s = T**2 with `temperature_scaling`, else 1, and rho_i is Spearman's correlation of the
+    logits of row i (`spearman`, with this `eps`). ``correlation="pearson"`` subtracts the mean from
+    both arguments of r first. With `sample_weight` w, both means over i become
+    sum_i w_i (...) / sum_i w_i; the columns are not weighted.
+
+    The defaults are the value term of R2KD (Kim et al., *Robustness-Reinforced Knowledge
+    Distillation With Correlation Distance and Network Pruning*, IEEE TKDE 36(12), 2024, doi
+    10.1109/TKDE.2024.3438074); with ``rank_weight=2.0`` they are its whole loss. Per-sample weights
+    are those of CMKD. ``temperature=1.0, correlation="pearson", inter_weight=1.0,
+    intra_weight=1.0`` is DIST (Huang et al., *Knowledge Distillation from A Stronger Teacher*,
+    NeurIPS 2022).
 
     Args:
         student_logits: (..., C), C >= 1, of dtype float16, bfloat16, float32 or float64. Leading
@@ -59,27 +70,35 @@ def correlation_kd(
         correlation: "cosine" (uncentred) or "pearson" (centred).
         inter_weight: weight >= 0 of the row term (between the classes of a sample).
         intra_weight: weight >= 0 of the column term (between the samples of a class).
-        rank_weight: weight of the rank term; must be 0 in this version.
-        rank: "hard" or "soft"; without effect while `rank_weight` is 0.
-        rank_strength: regularisation of the soft rank; without effect while `rank_weight` is 0.
-        temperature_scaling: whether both terms are multiplied by T**2.
+        rank_weight: weight >= 0 of the rank term, which neither T nor T**2 enters.
+        rank: "hard", the published form: a constant for autograd, since ranks are integers. It
+            shifts the loss and teaches nothing. Or "soft", which has a gradient (`soft_rank`).
+        rank_strength: regularisation > 0 of the soft rank, in units of the logits; without effect
+            for hard ranks.
+        temperature_scaling: whether the value terms are multiplied by T**2.
         mask: bool, one per row (leading shape of the logits, or flat). Rows that are False count
             nowhere: not in the mean, not in the columns; their gradient is 0.
+        sample_weight: floating point, one per row, as for `mask`: weights of the rows in the row
+            term and in the rank term. They should be >= 0 (not checked), need not sum to anything,
+            and get no gradient. Both terms are 0 where the weights of the kept rows sum to 0.
         eps: >= 0, added to the product of the norms.
         group: process group over which the loss is exact; must be None in this version.
-        backend: None chooses (`build_info()["ops"]` says what and why); "native" or "reference".
+        backend: None chooses (`build_info()["ops"]` says what and why): the environment variable
+            R2KD_BACKEND as it is at import, else "native" on the CPU and "reference" on a GPU; or
+            "native" (CPU), "triton" (GPU; CPU tensors where TRITON_INTERPRET=1), "reference". The
+            rank term has kernels on the CPU alone and runs as the reference elsewhere.
 
     Returns:
         Scalar of dtype float32, or float64 where either input is float64. Sums are accumulated in
         that type or a wider one. 0 where no row is kept. Differentiable with respect to
         `student_logits`, in whose dtype the gradient comes; what is kept for backward besides the
-        logits is O(B + C). A second derivative (``create_graph=True``) is computed by the plain
-        PyTorch reference.
+        logits is O(B + C), also with soft ranks, which are sorted again in backward. A second
+        derivative (``create_graph=True``) is computed by the plain PyTorch reference.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it, what was given and
             what is accepted.
-        NotImplementedError: `rank_weight` > 0, `group` or `backend="triton"`.
+        NotImplementedError: `group`, or `sample_weight` with Triton's kernels.
     """
     compiling = torch.compiler.is_compiling()
     check = arguments.check_options if compiling else arguments.cached_options
@@ -87,19 +106,137 @@ def correlation_kd(
         temperature, correlation, inter_weight, intra_weight,
         rank_weight, rank, rank_strength, temperature_scaling, eps,
     )  # fmt: skip
-    if group is not None:
-        arguments.check_group(group)
+    if (
+        mask is None
+        and rank_weight == 0
+        and sample_weight is None
+        and group is None
+        and not compiling
+        and backend in _NATIVE
+        and (call := native.contiguous_call(student_logits, teacher_logits)) is not None
+        and not teacher_logits.requires_grad
+    ):
+        return apply_contiguous(student_logits, teacher_logits, None, options, call)
+
+    arguments.check_group(group)
     arguments.check_logits(student_logits, teacher_logits)
-    if mask is not None:
-        arguments.check_mask(mask, student_logits)
-        mask = mask.reshape(-1)
-    if student_logits.dim() != 2:
-        classes = student_logits.shape[-1]
-        student_logits = student_logits.reshape(-1, classes)  # [B, C]
-        teacher_logits = teacher_logits.reshape(-1, classes)  # [B, C]
-    if teacher_logits.requires_grad:
-        teacher_logits = teacher_logits.detach()
-    chosen = choose(backend, student_logits.device)
-    if chosen.backend == "reference":
-        return reference.correlation_from_options(student_logits, teacher_logits, mask, options)
-    return CorrelationFunction.apply(student_logits, teacher_logits, mask, *options)
+    arguments.check_mask(mask, student_logits)
+    arguments.check_sample_weight(sample_weight, student_logits)
+    chosen = choose(backend, student_logits.device).backend
+    teacher = teacher_logits.detach()
+    weight = None if sample_weight is None else sample_weight.detach().double().reshape(-1)
+    rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
+    if chosen == "reference":
+        rows = arguments.flatten_rows(student_logits, teacher, mask)
+        loss = reference.correlation_from_options(*rows, options, weight)
+        if rank_weight == 0:
+            return loss
+        return loss + reference.rank_loss(*rows, rank_options, weight)
+    interpreted = chosen == "triton" and student_logits.device.type == "cpu"
+    call = None
+    if not compiling and not interpreted and weight is None:
+        call = native.contiguous_call(student_logits, teacher)
+    if call is not None:
+        loss = apply_contiguous(student_logits, teacher, mask, options, call)
+    else:
+        loss = CorrelationFunction.apply(
+            student_logits, teacher, mask, options, weight, interpreted
+        )
+    if rank_weight == 0:
+        return loss
+    return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight)
+
+
+def _rank_loss(
+    student: Tensor,  # [..., C]
+    teacher: Tensor,  # [..., C]
+    mask: Tensor | None,  # one bool per row
+    options: arguments.RankOptions,
+    sample_weight: Tensor | None,  # [B]
+) -> Tensor:
+    if choose_ranks(None, student.device).backend == "reference":
+        rows = arguments.flatten_rows(student, teacher, mask)
+        return reference.rank_loss(*rows, options, sample_weight)
+    arguments.check_sortable("student_logits", student)
+    if options.soft:
+        rho = SoftSpearmanFunction.apply(student, teacher, mask, options.strength, options.eps)
+    else:
+        rho = hard_spearman(student, teacher, mask, options.eps)
+    flat_mask = None if mask is None else mask.reshape(-1)
+    return options.weight * reference.row_distance(rho, flat_mask, sample_weight)
+
+
+def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float = 1.0) -> Tensor:
+    r"""Spearman's rank correlation of the rows of two tensors.
+
+    .. math::
+        \rho = \frac{\sum_j a_j b_j}{\lVert a\rVert \lVert b\rVert + 10^{-8}}, \qquad
+        a = \frac{\mathrm{rank}(x) - (C + 1) / 2}{C (C + 1) / 2}, \quad b \text{ likewise of } y,
+
+    the form that R2KD's rank term is published in (Kim et al., IEEE TKDE 36(12), 2024, doi
+    10.1109/TKDE.2024.3438074). As |a| |b| is about 1 / (3 C), the summand in the denominator
+    takes about 3e-8 C of the correlation.
+
+    Args:
+        x, y: (..., C), C >= 1, of one shape and device and of dtype float16, bfloat16, float32 or
+            float64.
+        rank: "hard": integers 1, ..., C, the earlier of two equal elements first. The result has no
+            gradient (``requires_grad`` is False), since that of a rank is zero wherever it exists.
+            "soft": `soft_rank`, differentiable in both x and y; backward keeps the inputs alone
+            and sorts again.
+        rank_strength: the strength of `soft_rank`, > 0; without effect for hard ranks.
+
+    Returns:
+        (...), float32, or float64 where either input is float64. A row with a NaN gives NaN; -inf
+        and inf rank as numbers do. 0 for C = 1, where nothing varies.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it, what was given and
+            what is accepted.
+    """
+    soft, strength = arguments.check_rank_options(rank, rank_strength)
+    arguments.check_pair(("x", "y"), x, y, 1)
+    eps = arguments.SPEARMAN_EPS
+    if choose_ranks(None, x.device).backend == "reference":
+        a, b = (t.reshape(-1, t.shape[-1]) for t in (x, y))
+        rho = reference.spearman_from_options(a, b, None, soft, strength, eps)
+    else:
+        arguments.check_sortable("x", x)
+        if soft:
+            rho = SoftSpearmanFunction.apply(x, y, None, strength, eps)
+        else:
+            rho = hard_spearman(x, y, None, eps)
+    return rho.reshape(x.shape[:-1])
+
+
+def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
+    r"""Differentiable ranks along the last dimension.
+
+    The Euclidean projection of x / strength onto the permutahedron, the convex hull of all
+    permutations of (1, ..., C), as in Blondel et al., *Fast Differentiable Sorting and Ranking*,
+    ICML 2020, in ascending order: the smallest element gets the smallest rank. As strength tends to
+    0, the ranks tend to the hard ones (equal elements share their mean rank); from some strength
+    on, all elements are in one pool and rank = (C + 1) / 2 + (x - mean(x)) / strength, which
+    tends to the mean rank. docs/rank.md says which strength to take.
+
+    Args:
+        x: (..., C), C >= 1, of dtype float16, bfloat16, float32 or float64.
+        strength: regularisation > 0, in units of x.
+
+    Returns:
+        (..., C), float64 for float64, else float32, since a 16-bit number cannot tell the ranks of
+        many classes apart. A NaN makes its row NaN. Equal infinite elements share the mean of
+        their places and have no gradient. The gradient costs O(C) per row; for it one int32 per
+        element is kept. It can be differentiated again.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it, what was given and
+            what is accepted.
+    """
+    strength = arguments.check_strength("strength", strength)
+    arguments.check_rows("x", x)
+    arguments.check_classes("x", x)
+    if choose_ranks(None, x.device).backend == "reference":
+        return reference.soft_rank(x, strength)
+    arguments.check_sortable("x", x)
+    return SoftRankFunction.apply(x, strength)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from . import _core
-from .backends import choose
+from .backends import choose, choose_ranks
 
-_OPS = ("correlation",)
+_CHOICES = {"correlation": choose, "spearman": choose_ranks, "soft_rank": choose_ranks}
 
 
 def _version_of(package: str) -> str | None:
@@ -34,7 +34,7 @@ def build_info() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     devices = ["cpu"] + (["cuda"] if gpu is not None else [])
     return {
-        "version": _version_of("r2kd_ext"),
+        "version": core["version"],
         "commit": core["commit"] or None,
         "compiler": core["compiler"],
         "torch": torch.__version__,
@@ -51,8 +51,8 @@ def build_info() -> dict[str, Any]:
         "triton": _version_of("triton"),
         "gpu": gpu,
         "ops": {
-            op: {device: choose(None, torch.device(device))._asdict() for device in devices}
-            for op in _OPS
+            op: {device: chosen(None, torch.device(device))._asdict() for device in devices}
+            for op, chosen in _CHOICES.items()
         },
     }
 
@@ -71,7 +71,7 @@ def describe() -> str:
     if info["parallel_runtime"] == "none":
         threads += " (the CPU kernels use 1: no OpenMP runtime of torch's was found)"
     rows = [
-        ("r2kd_ext", info["version"] or "unknown version"),
+        ("r2kd_ext", info["version"]),
         ("commit", info["commit"] or "unknown"),
         ("compiler", info["compiler"]),
         ("torch", info["torch"]),

@@ -63,14 +63,21 @@ class CorrelationKDLoss(torch.nn.Module):
 
     @classmethod
     def r2kd(cls) -> CorrelationKDLoss:
-        """The value term of R2KD: cosine, T = 4, both weights 2, times T**2.
+        """R2KD as published: cosine, T = 4, both weights 2, times T**2, and hard ranks, weight 2.
 
-        The published loss adds a rank term with weight 2. Its gradient is zero everywhere (ranks
-        are integers), so a student trained without it is the same student; only the loss that is
-        printed differs. The rank term is not in this version. Source: Kim et al., IEEE TKDE 36(12),
-        2024, doi 10.1109/TKDE.2024.3438074.
+        The rank term has no gradient (ranks are integers): it shifts the loss by a number between
+        0 and 4, at the price of sorting every row twice per batch, and teaches nothing. Without it
+        (``CorrelationKDLoss()``) the student is the same; ``rank="soft"`` gives it a gradient.
+        Source: Kim et al., IEEE TKDE 36(12), 2024, doi 10.1109/TKDE.2024.3438074.
         """
-        return cls(4.0, correlation="cosine", inter_weight=2.0, intra_weight=2.0)
+        return cls(
+            4.0,
+            correlation="cosine",
+            inter_weight=2.0,
+            intra_weight=2.0,
+            rank_weight=2.0,
+            rank="hard",
+        )
 
     @classmethod
     def dist(cls) -> CorrelationKDLoss:
@@ -81,10 +88,20 @@ class CorrelationKDLoss(torch.nn.Module):
         return cls(1.0, correlation="pearson", inter_weight=1.0, intra_weight=1.0)
 
     def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of logits (..., C), with an optional bool mask of one element per row. Scalar."""
-        return correlation_kd(student_logits, teacher_logits, mask=mask, **self.options)
+        """Loss of logits (..., C), with an optional bool mask and weights, one per row. Scalar."""
+        return correlation_kd(
+            student_logits,
+            teacher_logits,
+            mask=mask,
+            sample_weight=sample_weight,
+            **self.options,
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

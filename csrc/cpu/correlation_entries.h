@@ -7,7 +7,8 @@
   namespace isa {                                                                                  \
   Status correlation_forward(const CorrelationParams& params, const ConstMatrix& student,          \
                              const ConstMatrix& teacher, const std::uint8_t* mask,                 \
-                             std::int64_t mask_stride, void* loss, void* stats, int threads);      \
+                             std::int64_t mask_stride, const double* sample_weight, void* loss,    \
+                             void* stats, int threads);                                            \
   Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,         \
                               const ConstMatrix& teacher, const std::uint8_t* mask,                \
                               std::int64_t mask_stride, const void* grad_loss, const void* stats,  \

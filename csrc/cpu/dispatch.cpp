@@ -1,9 +1,11 @@
 #include "dispatch.h"
 
 #include <cstdlib>
-#include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "correlation_entries.h"
+#include "rank_entries.h"
 
 namespace r2kd {
 namespace {
@@ -24,13 +26,16 @@ SimdLevel best_level() {
 
 SimdLevel chosen_level() {
   const SimdLevel best = best_level();
-  const char* wanted = std::getenv("R2KD_SIMD");
-  if (wanted != nullptr) {
-    for (int level = 0; level < static_cast<int>(best); ++level) {
-      if (std::strcmp(wanted, kNames[level]) == 0) return static_cast<SimdLevel>(level);
-    }
+  const char* variable = std::getenv("R2KD_SIMD");
+  const std::string wanted = variable == nullptr ? "" : variable;
+  if (wanted.empty()) return best;
+  std::string names;
+  for (int level = 0; level <= static_cast<int>(best); ++level) {
+    if (wanted == kNames[level]) return static_cast<SimdLevel>(level);
+    names += (level == 0 ? "" : ", ") + std::string(kNames[level]);
   }
-  return best;
+  throw std::invalid_argument("environment variable R2KD_SIMD must be empty or one of " + names +
+                              " (what this processor can run), got '" + wanted + "'");
 }
 
 }  // namespace
@@ -58,9 +63,10 @@ const char* simd_level_name() { return kNames[static_cast<int>(simd_level())]; }
 
 Status correlation_forward(const CorrelationParams& params, const ConstMatrix& student,
                            const ConstMatrix& teacher, const std::uint8_t* mask,
-                           std::int64_t mask_stride, void* loss, void* stats, int threads) {
-  R2KD_DISPATCH(correlation_forward, params, student, teacher, mask, mask_stride, loss, stats,
-                threads)
+                           std::int64_t mask_stride, const double* sample_weight, void* loss,
+                           void* stats, int threads) {
+  R2KD_DISPATCH(correlation_forward, params, student, teacher, mask, mask_stride, sample_weight, loss,
+                stats, threads)
 }
 
 Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,
@@ -69,6 +75,28 @@ Status correlation_backward(const CorrelationParams& params, const ConstMatrix& 
                             void* grad_student, int threads) {
   R2KD_DISPATCH(correlation_backward, params, student, teacher, mask, mask_stride, grad_loss, stats,
                 grad_student, threads)
+}
+
+Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                        const std::uint8_t* mask, std::int64_t mask_stride, void* rho, int threads) {
+  R2KD_DISPATCH(spearman_forward, params, x, y, mask, mask_stride, rho, threads)
+}
+
+Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                         const std::uint8_t* mask, std::int64_t mask_stride, const void* grad_rho,
+                         std::int64_t grad_stride, void* grad_x, int threads) {
+  R2KD_DISPATCH(spearman_backward, params, x, y, mask, mask_stride, grad_rho, grad_stride, grad_x,
+                threads)
+}
+
+Status soft_rank_forward(const SoftRankParams& params, const ConstMatrix& x, void* ranks,
+                         std::uint32_t* order, int threads) {
+  R2KD_DISPATCH(soft_rank_forward, params, x, ranks, order, threads)
+}
+
+Status soft_rank_backward(const SoftRankParams& params, const ConstMatrix& grad_ranks,
+                          const std::uint32_t* order, void* grad_x, DType dtype, int threads) {
+  R2KD_DISPATCH(soft_rank_backward, params, grad_ranks, order, grad_x, dtype, threads)
 }
 
 }  // namespace r2kd

@@ -58,6 +58,9 @@ class ScaledExp {
   // NaN stays NaN; -inf and everything below the bound give 0.
   R2KD_INLINE Vector<T> operator()(Vector<T> d) const {
     d = maximum<T>(bound_, d);
+#if R2KD_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4) return by_sixteenths(d);
+#endif
     const Vector<T> n = (d * high_ + kRound) - kRound;
     Vector<T> f = d * high_ - n;
     f = d * low_ + f;
@@ -67,9 +70,35 @@ class ScaledExp {
  private:
   static constexpr double kLog2E = 1.4426950408889634;  // rounded to double
   static constexpr double kLog2ETail = 2.0355273740931033e-17;
-  static constexpr double kLargestPower = sizeof(T) == 4 ? 127.0 : 1023.0;
+  // AVX-512 in float: at the bound 16 n + k must not round below n = -127.
+  static constexpr double kLargestPower =
+      sizeof(T) == 8 ? 1023.0 : R2KD_VECTOR_BYTES == 64 ? 126.9 : 127.0;
   static constexpr T kRound = static_cast<T>(sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0);
   Vector<T> high_, low_, bound_;
+
+#if R2KD_VECTOR_BYTES == 64
+  // Adding 1.5 * 2^19 leaves 16 n + k in the low bits. Moved up by 19 they are n in the exponent and
+  // k in the first bits of the mantissa, which the table has subtracted from the bits of 2^(k/16):
+  // one integer addition makes 2^(n + k/16). n = -127, below the bound, gives a denormal number,
+  // which counts as 0 (see FlushDenormals).
+  R2KD_INLINE Vector<float> by_sixteenths(Vector<float> d) const {
+    constexpr float kRoundSixteenth = 786432.0f;
+    const Vector<float> shifted = d * high_ + kRoundSixteenth;
+    Vector<float> f = d * high_ - (shifted - kRoundSixteenth);
+    f = d * low_ + f;
+    Vector<float> y = f * 0.055502135306596756f + 0.24023428559303284f;
+    y = (y * f + 0.69314718246459961f) * f;  // 2^f - 1
+    const __m512i bits = _mm512_castps_si512(shifted);
+    const Vector<float> power = _mm512_castsi512_ps(_mm512_add_epi32(
+        _mm512_permutexvar_epi32(bits, sixteenths()), _mm512_slli_epi32(bits, 19)));
+    return y * power + power;
+  }
+  static R2KD_INLINE __m512i sixteenths() {
+    return _mm512_setr_epi32(
+        0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+        0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
+  }
+#endif
 };
 
 }  // namespace R2KD_ISA

@@ -1,10 +1,11 @@
-// Rows of logits of any dtype and stride, as contiguous float or double, and gradients back.
+// Rows of logits of any dtype and stride in, rows of gradients out.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "halves.h"
 #include "r2kd/types.h"
 #include "simd.h"
 
@@ -13,75 +14,8 @@ namespace R2KD_ISA {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-template <typename To, typename From>
-R2KD_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "the bits must fit");
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// --- 16-bit formats -> float, for one number or a register of them ------------------------------
-// U: std::uint32_t or a vector of them, holding the 16 bits; F: float or a vector.
-
-template <typename F, typename U>
-R2KD_INLINE F float_from_bfloat16(U half) {
-  return bits_as<F>(half << 16);
-}
-
-// Rebiases the exponent by 112 (224 for inf and NaN). A denormal half gets its implicit bit by a
-// subtraction of normal numbers, since the kernels count denormal floats as zero.
-template <typename F, typename U>
-R2KD_INLINE F float_from_float16(U half) {
-  const U magnitude = (half & 0x7fffu) << 13;
-  const U normal = magnitude + (112u << 23);
-  const U denormal = bits_as<U>(bits_as<F>(magnitude + (113u << 23)) - 6.103515625e-05f);
-  const U special = magnitude + (224u << 23);
-  const U finite = magnitude < (0x0400u << 13) ? denormal : normal;
-  const U value = magnitude >= (0x7c00u << 13) ? special : finite;
-  return bits_as<F>(value | ((half & 0x8000u) << 16));
-}
-
-// --- float -> 16-bit formats, to nearest even, NaN kept ------------------------------------------
-
-template <typename U, typename F>
-R2KD_INLINE U bfloat16_from_float(F value) {
-  const U bits = bits_as<U>(value);
-  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return (bits & 0x7fffffffu) > 0x7f800000u ? ((bits >> 16) | 0x40u) : rounded;
-}
-
-template <typename U, typename F>
-R2KD_INLINE U float16_from_float(F value) {
-  const U bits = bits_as<U>(value);
-  const U sign = (bits >> 16) & 0x8000u;
-  const U magnitude = bits & 0x7fffffffu;
-  // Normal numbers: rebias by -112 and round to nearest even.
-  const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14: adding 1/2 aligns the last bit of the sum with the last bit of a denormal half.
-  const U denormal = bits_as<U>(bits_as<F>(magnitude) + 0.5f) - 0x3f000000u;
-  // From 65520 on: infinity; NaN keeps a set mantissa bit.
-  const U special = magnitude > 0x7f800000u ? (U{} + 0x7e00u) : (U{} + 0x7c00u);
-  const U finite = magnitude < (113u << 23) ? denormal : normal;
-  return sign | (magnitude >= 0x477ff000u ? special : finite);
-}
-
-// --- rows ------------------------------------------------------------------------------------
-
-using HalfVector = std::uint16_t __attribute__((vector_size(R2KD_VECTOR_BYTES / 2)));
-using HalfVectorUnaligned =
-    std::uint16_t __attribute__((vector_size(R2KD_VECTOR_BYTES / 2), aligned(2), may_alias));
-using WideVector = std::uint32_t __attribute__((vector_size(R2KD_VECTOR_BYTES)));
-
-template <DType dtype, typename F, typename U>
-R2KD_INLINE F widen(U half) {
-  return dtype == DType::bfloat16 ? float_from_bfloat16<F>(half) : float_from_float16<F>(half);
-}
-
-template <DType dtype, typename U, typename F>
-R2KD_INLINE U narrow(F value) {
-  return dtype == DType::bfloat16 ? bfloat16_from_float<U>(value) : float16_from_float<U>(value);
-}
+template <typename T>
+constexpr DType kOwnDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
 
 inline std::int64_t dtype_bytes(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
@@ -106,93 +40,147 @@ R2KD_INLINE T element(const char* source, DType dtype) {
                                                  : float_from_float16<float>(wide));
 }
 
-template <DType dtype>
-inline void widen_row(const void* source, std::int64_t cols, float* target) {
-  const auto* half = static_cast<const std::uint16_t*>(source);
-  std::int64_t j = 0;
-  for (; j + kLanes<float> <= cols; j += kLanes<float>) {
-    const HalfVector narrow = *reinterpret_cast<const HalfVectorUnaligned*>(half + j);
-    store(target + j, widen<dtype, Vector<float>>(__builtin_convertvector(narrow, WideVector)));
-  }
-  for (; j < cols; ++j) target[j] = widen<dtype, float>(static_cast<std::uint32_t>(half[j]));
-}
+// One contiguous row of `stored` numbers, read as registers of T. A 16-bit row is widened on the way.
+template <typename T, DType stored>
+struct Row {
+  const void* data;  // [C]
 
-// Row `row` as contiguous T: where it lies if it is that already, else converted into `scratch`.
-template <typename T>
-inline const T* contiguous_row(const ConstMatrix& matrix, std::int64_t row, std::int64_t cols,
-                               T* scratch) {
-  const std::int64_t bytes = dtype_bytes(matrix.dtype);
-  const char* source = static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes;
-  if (matrix.col_stride == 1) {
-    constexpr DType own = sizeof(T) == 4 ? DType::float32 : DType::float64;
-    if (matrix.dtype == own) return reinterpret_cast<const T*>(source);
-    if constexpr (sizeof(T) == 4) {
-      if (matrix.dtype == DType::bfloat16) {
-        widen_row<DType::bfloat16>(source, cols, scratch);
-      } else {
-        widen_row<DType::float16>(source, cols, scratch);
-      }
-      return scratch;
+  R2KD_INLINE Vector<T> load(std::int64_t j) const {
+    if constexpr (stored == kOwnDType<T>) {
+      return R2KD_ISA::load(static_cast<const T*>(data) + j);
+    } else {
+      const auto* half = static_cast<const std::uint16_t*>(data) + j;
+      return widen_register<stored>(*reinterpret_cast<const HalfVectorUnaligned*>(half));
     }
   }
+
+  // The first `count` numbers from j on, `fill` in the other lanes; touches nothing past them.
+  R2KD_INLINE Vector<T> load_part(std::int64_t j, std::int64_t count, T fill) const {
+    if constexpr (stored == kOwnDType<T>) {
+      return R2KD_ISA::load_part(static_cast<const T*>(data) + j, count, fill);
+    } else {
+      const HalfVector half = load_halves_part(static_cast<const std::uint16_t*>(data) + j, count);
+      return first_lanes<T>(widen_register<stored>(half), count, fill);
+    }
+  }
+};
+
+// Fetches what comes kPrefetchBytes after column j: by then, rows of up to a page are the next rows,
+// whose maximum would otherwise wait for memory.
+template <typename T, DType stored>
+R2KD_INLINE void prefetch_after(Row<T, stored> row, std::int64_t j) {
+  constexpr std::int64_t kPrefetchBytes = 4096;
+  constexpr std::int64_t bytes = stored == DType::float64 ? 8 : stored == DType::float32 ? 4 : 2;
+  __builtin_prefetch(static_cast<const char*>(row.data) + j * bytes + kPrefetchBytes);
+}
+
+// Row `row` of a matrix: where it lies, if it is contiguous and of the dtype that is read, else
+// converted into `scratch`.                                                      // [C], padded
+template <typename T, DType stored>
+inline Row<T, stored> row_of(const ConstMatrix& matrix, std::int64_t row, std::int64_t cols,
+                             T* scratch) {
+  const std::int64_t bytes = dtype_bytes(matrix.dtype);
+  const char* source = static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes;
+  if (stored != kOwnDType<T> || (matrix.col_stride == 1 && matrix.dtype == stored)) return {source};
   for (std::int64_t j = 0; j < cols; ++j) {
     scratch[j] = element<T>(source + j * matrix.col_stride * bytes, matrix.dtype);
   }
-  return scratch;
+  return {scratch};
 }
 
-template <typename T>
-R2KD_INLINE T row_maximum(const T* row, std::int64_t cols) {
+template <typename T, DType stored>
+R2KD_INLINE T row_maximum(Row<T, stored> row, std::int64_t cols) {
   constexpr int lanes = kLanes<T>;
-  Vector<T> first = broadcast<T>(static_cast<T>(kMinusInfinity)), second = first;
+  constexpr T lowest = static_cast<T>(kMinusInfinity);
+  Vector<T> first = broadcast<T>(lowest), second = first;
   std::int64_t j = 0;
   for (; j + 2 * lanes <= cols; j += 2 * lanes) {
-    first = maximum<T>(first, load(row + j));
-    second = maximum<T>(second, load(row + j + lanes));
+    first = maximum<T>(first, row.load(j));
+    second = maximum<T>(second, row.load(j + lanes));
   }
-  for (; j < cols; j += lanes) {
-    first = maximum<T>(first, cols - j >= lanes
-                                  ? load(row + j)
-                                  : load_part(row + j, cols - j, static_cast<T>(kMinusInfinity)));
+  if (j + lanes <= cols) {
+    first = maximum<T>(first, row.load(j));
+    j += lanes;
   }
+  if (j < cols) second = maximum<T>(second, row.load_part(j, cols - j, lowest));
   return horizontal_maximum<T>(maximum<T>(first, second));
 }
 
-// Writes `count` (at most one register's) gradients at element `offset` of a contiguous tensor.
+// Whether gradients bypass the caches: those that would not stay there until they are read, which
+// then saves the read of each line before it is overwritten.
+inline bool bypasses_caches(std::int64_t bytes) {
+  constexpr std::int64_t kBypassFrom = std::int64_t{8} << 20;
+  return R2KD_VECTOR_BYTES >= 32 && bytes >= kBypassFrom;
+}
+
+// A contiguous row of gradients in the student's dtype.
 template <typename T>
-R2KD_INLINE void store_gradient(void* target, DType dtype, std::int64_t offset, Vector<T> value,
-                                std::int64_t count) {
-  constexpr DType own = sizeof(T) == 4 ? DType::float32 : DType::float64;
-  if (dtype == own) {
-    T* place = static_cast<T*>(target) + offset;
-    if (count == kLanes<T>) {
-      store(place, value);
-    } else {
-      store_part(place, value, count);
-    }
-    return;
+class GradientRow {
+ public:
+  GradientRow(void* target, DType dtype, std::int64_t offset, bool bypass)
+      : target_(static_cast<char*>(target) + offset * dtype_bytes(dtype)),
+        dtype_(dtype),
+        bypass_(bypass && dtype != DType::float64 && sizeof(T) == 4) {}
+
+  // Elements before the first that a whole register may be streamed to.
+  std::int64_t head() const {
+    if (!bypass_) return 0;
+    const auto bytes = static_cast<std::uintptr_t>(kLanes<T> * dtype_bytes(dtype_));
+    const auto past = reinterpret_cast<std::uintptr_t>(target_) % bytes;
+    return past == 0 ? 0 : static_cast<std::int64_t>(bytes - past) / dtype_bytes(dtype_);
   }
-  if constexpr (sizeof(T) == 4) {
-    const WideVector wide = dtype == DType::bfloat16 ? narrow<DType::bfloat16, WideVector>(value)
-                                                     : narrow<DType::float16, WideVector>(value);
-    const HalfVector half = __builtin_convertvector(wide, HalfVector);
-    std::memcpy(static_cast<std::uint16_t*>(target) + offset, &half,
-                static_cast<std::size_t>(count) * sizeof(std::uint16_t));
-  } else {
-    // The teacher alone is double: the gradient keeps the student's narrower dtype.
-    for (std::int64_t lane = 0; lane < count; ++lane) {
-      const float single = static_cast<float>(value[lane]);
-      if (dtype == DType::float32) {
-        static_cast<float*>(target)[offset + lane] = single;
+
+  // One register at column j; with bypass, j counts from the head in whole registers.
+  R2KD_INLINE void store(std::int64_t j, Vector<T> value) {
+    if (dtype_ == kOwnDType<T>) {
+      T* place = reinterpret_cast<T*>(target_) + j;
+      if (bypass_) {
+        stream(place, value);
       } else {
-        const auto bits = dtype == DType::bfloat16
-                              ? bfloat16_from_float<std::uint32_t>(single)
-                              : float16_from_float<std::uint32_t>(single);
-        static_cast<std::uint16_t*>(target)[offset + lane] = static_cast<std::uint16_t>(bits);
+        R2KD_ISA::store(place, value);
+      }
+    } else if constexpr (sizeof(T) == 4) {
+      const HalfVector half = dtype_ == DType::bfloat16 ? narrow_register<DType::bfloat16>(value)
+                                                        : narrow_register<DType::float16>(value);
+      auto* place = reinterpret_cast<std::uint16_t*>(target_) + j;
+      if (bypass_) {
+        stream(place, half);
+      } else {
+        *reinterpret_cast<HalfVectorUnaligned*>(place) = half;
+      }
+    } else {
+      store_part(j, value, kLanes<T>);
+    }
+  }
+
+  R2KD_INLINE void store_part(std::int64_t j, Vector<T> value, std::int64_t count) {
+    if (dtype_ == kOwnDType<T>) {
+      R2KD_ISA::store_part(reinterpret_cast<T*>(target_) + j, value, count);
+    } else if constexpr (sizeof(T) == 4) {
+      const HalfVector half = dtype_ == DType::bfloat16 ? narrow_register<DType::bfloat16>(value)
+                                                        : narrow_register<DType::float16>(value);
+      store_halves_part(reinterpret_cast<std::uint16_t*>(target_) + j, half, count);
+    } else {
+      // The teacher alone is double: the gradient keeps the student's narrower dtype.
+      for (std::int64_t lane = 0; lane < count; ++lane) {
+        const float single = static_cast<float>(value[lane]);
+        if (dtype_ == DType::float32) {
+          reinterpret_cast<float*>(target_)[j + lane] = single;
+        } else {
+          const auto bits = dtype_ == DType::bfloat16
+                                ? bfloat16_from_float<std::uint32_t>(single)
+                                : float16_from_float<std::uint32_t>(single);
+          reinterpret_cast<std::uint16_t*>(target_)[j + lane] = static_cast<std::uint16_t>(bits);
+        }
       }
     }
   }
-}
+
+ private:
+  char* target_;
+  DType dtype_;
+  bool bypass_;
+};
 
 }  // namespace R2KD_ISA
 }  // namespace r2kd

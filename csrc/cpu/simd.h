@@ -85,12 +85,12 @@ R2KD_INLINE void store_part(T* target, Vector<T> value, std::int64_t count) {
   std::memcpy(target, lanes, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-// The first `count` lanes of a register, 0 in the others.
+// The first `count` lanes of a register, `fill` in the others.
 template <typename T>
-R2KD_INLINE Vector<T> first_lanes(Vector<T> value, std::int64_t count) {
+R2KD_INLINE Vector<T> first_lanes(Vector<T> value, std::int64_t count, T fill) {
   alignas(R2KD_VECTOR_BYTES) T lanes[kLanes<T>];
   store(lanes, value);
-  return load_part<T>(lanes, count, T(0));
+  return load_part<T>(lanes, count, fill);
 }
 
 // Per lane b where a > b is false: a NaN in b is kept, one in a is dropped.
@@ -152,6 +152,14 @@ R2KD_INLINE void store_part(double* target, Vector<double> value, std::int64_t c
   _mm512_mask_storeu_pd(target, static_cast<__mmask8>((1u << count) - 1), value);
 }
 template <>
+R2KD_INLINE Vector<float> first_lanes(Vector<float> value, std::int64_t count, float fill) {
+  return _mm512_mask_mov_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1), value);
+}
+template <>
+R2KD_INLINE Vector<double> first_lanes(Vector<double> value, std::int64_t count, double fill) {
+  return _mm512_mask_mov_pd(_mm512_set1_pd(fill), static_cast<__mmask8>((1u << count) - 1), value);
+}
+template <>
 R2KD_INLINE Vector<float> maximum<float>(Vector<float> a, Vector<float> b) {
   return _mm512_max_ps(a, b);
 }
@@ -177,6 +185,35 @@ R2KD_INLINE Vector<double> maximum<double>(Vector<double> a, Vector<double> b) {
   return _mm256_max_pd(a, b);
 }
 #endif
+
+// Stores of one aligned register, of float or of 16-bit numbers, that leave the caches alone.
+// `end_stream` makes them visible to other threads.
+#if R2KD_VECTOR_BYTES == 64
+R2KD_INLINE void stream(float* target, Vector<float> value) { _mm512_stream_ps(target, value); }
+R2KD_INLINE void stream(double* target, Vector<double> value) { _mm512_stream_pd(target, value); }
+template <typename Half>
+R2KD_INLINE void stream(std::uint16_t* target, Half value) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(target), reinterpret_cast<__m256i>(value));
+}
+#elif R2KD_VECTOR_BYTES == 32
+R2KD_INLINE void stream(float* target, Vector<float> value) { _mm256_stream_ps(target, value); }
+R2KD_INLINE void stream(double* target, Vector<double> value) { _mm256_stream_pd(target, value); }
+template <typename Half>
+R2KD_INLINE void stream(std::uint16_t* target, Half value) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(target), reinterpret_cast<__m128i>(value));
+}
+#else
+template <typename Element, typename Register>
+R2KD_INLINE void stream(Element* target, Register value) {
+  std::memcpy(target, &value, sizeof(value));
+}
+#endif
+
+R2KD_INLINE void end_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 
 // Denormal numbers cost over a hundred cycles each, and a softmax makes many (exp(-88 .. -103)).
 // Inside a kernel they count as zero: an absolute change below 1.2e-38 (double: 2.3e-308).

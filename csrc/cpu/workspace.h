@@ -23,7 +23,7 @@ struct PerPart {
 };
 
 // A second thread pays off from about this many elements (docs/performance.md, "threads").
-constexpr std::int64_t kElementsPerPart = 3072;
+constexpr std::int64_t kElementsPerPart = 8192;
 
 // As many parts as threads, unless that leaves a part with too little to do.
 inline int part_count(std::int64_t items, std::int64_t elements_per_item, int threads) {
@@ -45,6 +45,10 @@ template <typename T>
 constexpr std::int64_t padded(std::int64_t cols) {
   return (cols + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
+
+// Sums in the working type run over at most this many columns, 64 to a lane, then go on in double.
+template <typename T>
+constexpr std::int64_t kBlockCols = 64 * kLanes<T>;
 
 // One block of memory, cut into equal parts that start on their own cache line.
 class Workspace {

@@ -22,11 +22,15 @@ CudaInfo cuda_info() {
   } else {
     info.devices = 0;
   }
-  if (error != cudaSuccess) {
+  int driver = 0;
+  if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
+      driver == 0) {
+    info.problem = "no NVIDIA driver found";
+  } else if (error != cudaSuccess) {
     info.problem = std::string(cudaGetErrorString(error)) + " (CUDA error " +
                    std::to_string(static_cast<int>(error)) + ")";
-    cudaGetLastError();  // do not leave it for the next caller to find
   }
+  cudaGetLastError();  // do not leave an error for the next caller to find
   return info;
 }
 

@@ -4,6 +4,8 @@
 //   r(a, b) = sum(a b) / (|a| |b| + eps), on a, b or on their deviations from the mean
 //   loss = inter_weight (1 - mean_i r(p_i., q_i.)) + intra_weight (1 - mean_j r(p_.j, q_.j))
 //
+// Sample weights, where given, make the first mean sum_i w_i r_i / sum_i w_i.
+//
 // docs/mathematics.md derives the gradient that the statistics encode.
 #pragma once
 
@@ -47,10 +49,13 @@ enum ColStat : int {
 
 // Both run on at most `threads` threads and give the same bits for the same number of threads.
 // mask: [B] or null (all rows kept), one byte per row, `mask_stride` in elements.
+// sample_weight: [B] contiguous or null (all 1), of the row term; one that sums to 0 over the kept
+// rows leaves no row term.
 // loss: one element, stats: [kRowStats * B + kColStats * C], both of the statistics' type.
 Status correlation_forward(const CorrelationParams& params, const ConstMatrix& student,
                            const ConstMatrix& teacher, const std::uint8_t* mask,
-                           std::int64_t mask_stride, void* loss, void* stats, int threads);
+                           std::int64_t mask_stride, const double* sample_weight, void* loss,
+                           void* stats, int threads);
 
 // grad_loss: one element of the statistics' type. grad_student: [B, C] contiguous, the student's
 // dtype, every element written.

@@ -1,0 +1,78 @@
+# Development of r2kd_ext; `make help` lists the targets. Every target that needs the package
+# installs it into its own virtual environment first, and again when its sources have changed.
+#   PYTHON  the interpreter to make the environment with (3.10 to 3.13; default python3)
+#   VENV    the environment's folder (default .venv)
+#   ARGS    further arguments of pytest, of `r2kd demo` or of the benchmarks
+# Settings of the build (R2KD_CUDA, CXX, ...) are environment variables: see setup.py.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+SHELL := /bin/bash
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ENVIRONMENT := $(VENV)/.environment
+INSTALLED := $(VENV)/.installed
+PACKAGE := setup.py CMakeLists.txt pyproject.toml MANIFEST.in README.md LICENSE \
+  $(shell find csrc r2kd_ext -not -name '*.so' -not -name '*.pyc' -not -name __pycache__)
+
+# The suite runs beside the tests, where only the installed package can be imported.
+PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 $(BIN)/python -m pytest
+
+SANITIZED := build/sanitized
+SANITIZER_TESTS := test_correlation.py test_correlation_inputs.py test_correlation_numerics.py
+
+.PHONY: help install test demo bench lint sanitize sdist clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(firstword $(MAKEFILE_LIST))
+
+$(ENVIRONMENT): constraints-dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit( \
+	  f"error: r2kd_ext supports Python 3.10 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; " \
+	  "name another by PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install torch -c constraints-dev.txt
+	@touch $@
+
+$(INSTALLED): $(ENVIRONMENT) $(PACKAGE)
+	$(PIP) install '.[dev]' -c constraints-dev.txt
+	@touch $@
+
+install: $(INSTALLED)  ## create the environment and install the package with its dev extra
+
+test: $(INSTALLED)  ## the whole test suite, against the installed package
+	$(PYTEST) $(ARGS)
+
+demo: $(INSTALLED)  ## distil a small student on real images (about five minutes)
+	$(BIN)/r2kd demo $(ARGS)
+
+bench: $(INSTALLED)  ## the microbenchmarks
+	cd benchmarks && $(BIN)/python bench_correlation.py $(ARGS)
+
+lint: $(INSTALLED)  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Python itself is not instrumented, so the runtime comes by LD_PRELOAD; libstdc++ with it, since
+# the runtime looks for its exception functions when it starts. Python leaks on purpose at exit.
+sanitize: $(INSTALLED)  ## the kernels under the address and undefined-behaviour sanitizers
+	rm -rf $(SANITIZED)
+	R2KD_SANITIZE=1 R2KD_CUDA=off $(PIP) install -q . --no-deps --no-build-isolation \
+	  --target $(SANITIZED)
+	cd python_tests && PYTHONPATH=$(abspath $(SANITIZED)) \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
+	    $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python -m pytest -p no:cacheprovider -m 'not slow' $(SANITIZER_TESTS) $(ARGS)
+
+sdist: $(INSTALLED)  ## a source distribution in dist/, and from it a wheel
+	rm -rf dist
+	$(BIN)/python setup.py -q sdist
+	$(PIP) wheel -q --no-deps -w dist dist/*.tar.gz
+
+clean:  ## remove the environment and what was built; runs/ stays
+	rm -rf .venv build dist

@@ -1,0 +1,40 @@
+// What the files of bindings share. Tensors arrive as addresses, sizes and strides.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "r2kd/types.h"
+
+namespace r2kd {
+
+template <typename Pointer>
+Pointer as_pointer(std::uintptr_t address) {
+  return reinterpret_cast<Pointer>(address);
+}
+
+inline ConstMatrix matrix(std::uintptr_t address, std::int64_t row_stride, std::int64_t col_stride,
+                          int dtype) {
+  return {as_pointer<const void*>(address), row_stride, col_stride, static_cast<DType>(dtype)};
+}
+
+// Raises MemoryError unless the status of `kernel` on a matrix rows x cols is ok.
+inline void check(Status status, const char* kernel, std::int64_t rows, std::int64_t cols) {
+  switch (status) {
+    case Status::ok:
+      return;
+    case Status::out_of_memory:
+      break;
+  }
+  const std::string message = std::string(kernel) + ": no memory for the workspace of " +
+                              std::to_string(rows) + " x " + std::to_string(cols) + " logits";
+  PyErr_SetString(PyExc_MemoryError, message.c_str());
+  throw pybind11::error_already_set();
+}
+
+// bindings_rank.cpp
+void bind_rank(pybind11::module_& module);
+
+}  // namespace r2kd

@@ -1,0 +1,122 @@
+// 16-bit floating-point formats, one number or one SIMD register of them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "r2kd/types.h"
+#include "simd.h"
+
+namespace r2kd {
+namespace R2KD_ISA {
+
+template <typename To, typename From>
+R2KD_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "the bits must fit");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// --- 16-bit formats -> float, for one number or a register of them ------------------------------
+// U: std::uint32_t or a vector of them, holding the 16 bits; F: float or a vector.
+
+template <typename F, typename U>
+R2KD_INLINE F float_from_bfloat16(U half) {
+  return bits_as<F>(half << 16);
+}
+
+// Rebiases the exponent by 112 (224 for inf and NaN). A denormal half gets its implicit bit by a
+// subtraction of normal numbers, since the kernels count denormal floats as zero.
+template <typename F, typename U>
+R2KD_INLINE F float_from_float16(U half) {
+  const U magnitude = (half & 0x7fffu) << 13;
+  const U normal = magnitude + (112u << 23);
+  const U denormal = bits_as<U>(bits_as<F>(magnitude + (113u << 23)) - 6.103515625e-05f);
+  const U special = magnitude + (224u << 23);
+  const U finite = magnitude < (0x0400u << 13) ? denormal : normal;
+  const U value = magnitude >= (0x7c00u << 13) ? special : finite;
+  return bits_as<F>(value | ((half & 0x8000u) << 16));
+}
+
+// --- float -> 16-bit formats, to nearest even, NaN kept ------------------------------------------
+
+template <typename U, typename F>
+R2KD_INLINE U bfloat16_from_float(F value) {
+  const U bits = bits_as<U>(value);
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? ((bits >> 16) | 0x40u) : rounded;
+}
+
+template <typename U, typename F>
+R2KD_INLINE U float16_from_float(F value) {
+  const U bits = bits_as<U>(value);
+  const U sign = (bits >> 16) & 0x8000u;
+  const U magnitude = bits & 0x7fffffffu;
+  // Normal numbers: rebias by -112 and round to nearest even.
+  const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14: adding 1/2 aligns the last bit of the sum with the last bit of a denormal half.
+  const U denormal = bits_as<U>(bits_as<F>(magnitude) + 0.5f) - 0x3f000000u;
+  // From 65520 on: infinity; NaN keeps a set mantissa bit.
+  const U special = magnitude > 0x7f800000u ? (U{} + 0x7e00u) : (U{} + 0x7c00u);
+  const U finite = magnitude < (113u << 23) ? denormal : normal;
+  return sign | (magnitude >= 0x477ff000u ? special : finite);
+}
+
+// --- one register ------------------------------------------------------------------------------
+
+using HalfVector = std::uint16_t __attribute__((vector_size(R2KD_VECTOR_BYTES / 2)));
+using HalfVectorUnaligned =
+    std::uint16_t __attribute__((vector_size(R2KD_VECTOR_BYTES / 2), aligned(2), may_alias));
+using WideVector = std::uint32_t __attribute__((vector_size(R2KD_VECTOR_BYTES)));
+
+template <DType dtype, typename F, typename U>
+R2KD_INLINE F widen(U half) {
+  return dtype == DType::bfloat16 ? float_from_bfloat16<F>(half) : float_from_float16<F>(half);
+}
+
+template <DType dtype, typename U, typename F>
+R2KD_INLINE U narrow(F value) {
+  return dtype == DType::bfloat16 ? bfloat16_from_float<U>(value) : float16_from_float<U>(value);
+}
+
+template <DType dtype>
+R2KD_INLINE Vector<float> widen_register(HalfVector half) {
+#if R2KD_VECTOR_BYTES == 64
+  if constexpr (dtype == DType::float16) return _mm512_cvtph_ps(bits_as<__m256i>(half));
+#endif
+  return widen<dtype, Vector<float>>(__builtin_convertvector(half, WideVector));
+}
+
+template <DType dtype>
+R2KD_INLINE HalfVector narrow_register(Vector<float> value) {
+#if R2KD_VECTOR_BYTES == 64
+  if constexpr (dtype == DType::float16) {
+    return bits_as<HalfVector>(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+#endif
+  return __builtin_convertvector(narrow<dtype, WideVector>(value), HalfVector);
+}
+
+// The first `count` numbers from memory, 0 in the other lanes; touches nothing past `count`.
+R2KD_INLINE HalfVector load_halves_part(const std::uint16_t* source, std::int64_t count) {
+#if R2KD_VECTOR_BYTES == 64
+  return bits_as<HalfVector>(
+      _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), source));
+#else
+  HalfVector half = {};
+  std::memcpy(&half, source, static_cast<std::size_t>(count) * sizeof(std::uint16_t));
+  return half;
+#endif
+}
+
+R2KD_INLINE void store_halves_part(std::uint16_t* target, HalfVector value, std::int64_t count) {
+#if R2KD_VECTOR_BYTES == 64
+  _mm256_mask_storeu_epi16(target, static_cast<__mmask16>((1u << count) - 1), bits_as<__m256i>(value));
+#else
+  std::memcpy(target, &value, static_cast<std::size_t>(count) * sizeof(std::uint16_t));
+#endif
+}
+
+}  // namespace R2KD_ISA
+}  // namespace r2kd

@@ -1,0 +1,236 @@
+// Spearman's correlation of rows on the CPU, of hard ranks (value only) and of soft ranks (with
+// its gradient). Compiled once per instruction set; dispatch.cpp picks one. Rows are independent,
+// so the bits do not depend on the number of threads. Backward sorts again: nothing is kept.
+
+#include <limits>
+
+#include "pages.h"
+#include "parallel.h"
+#include "r2kd/correlation_math.h"
+#include "rank_entries.h"
+#include "soft_ranks.h"
+
+namespace r2kd {
+namespace R2KD_ISA {
+namespace {
+
+// The matrices and scalars of one call.
+struct Call {
+  const SpearmanParams& params;
+  const ConstMatrix& x;      // [B, C]
+  const ConstMatrix& y;      // [B, C]
+  const std::uint8_t* mask;  // [B] or null
+  std::int64_t mask_stride;
+
+  bool keeps(std::int64_t row) const { return mask == nullptr || mask[row * mask_stride] != 0; }
+  // eps where ranks are not divided by C (C + 1) / 2.
+  double eps() const {
+    const double cols = static_cast<double>(params.cols);
+    const double divisor = cols * (cols + 1) / 2;
+    return params.eps * divisor * divisor;
+  }
+};
+
+template <typename T>
+struct HardScratch {
+  HardScratch(Carver& carver, std::int64_t cols)
+      : x(carver.take<T>(padded<T>(cols))), y(carver.take<T>(padded<T>(cols))), sort(carver, cols) {
+    if (cols <= kCountCols<T>) {
+      places = carver.take<Count<T>>(padded<T>(cols));
+    } else {
+      sorted = carver.take<T>(cols);
+      order = carver.take<std::uint32_t>(cols);
+      ranks = carver.take<std::uint32_t>(cols);
+    }
+  }
+  T* x;  // [C], padded
+  T* y;  // [C], padded
+  SortScratch<T> sort;
+  Count<T>* places = nullptr;      // [C], padded, of y
+  T* sorted = nullptr;             // [C]
+  std::uint32_t* order = nullptr;  // [C]
+  std::uint32_t* ranks = nullptr;  // [C], of y
+};
+
+// Sum over the row of (rank of x - rank of y)^2, without a rounding below 2^53.
+template <typename T>
+double squared_distance(const HardScratch<T>& scratch, std::int64_t cols) {
+  if (cols <= kCountCols<T>) {
+    const Count<T>* of_x = scratch.sort.places;
+    const Count<T>* of_y = scratch.places;
+    count_places(scratch.x, cols, scratch.sort.places);
+    count_places(scratch.y, cols, scratch.places);
+    Count<T> sum = 0;  // at most 512^3 / 3
+    for (std::int64_t j = 0; j < cols; ++j) sum += (of_x[j] - of_y[j]) * (of_x[j] - of_y[j]);
+    return static_cast<double>(sum);
+  }
+  sort_row(scratch.y, cols, scratch.sort, scratch.sorted, scratch.order);
+  for (std::int64_t k = 0; k < cols; ++k) scratch.ranks[scratch.order[k]] = static_cast<std::uint32_t>(k);
+  sort_row(scratch.x, cols, scratch.sort, scratch.sorted, scratch.order);
+  constexpr std::int64_t kBlock = 4;  // of at most 2^60 each
+  double total = 0;
+  for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
+    const std::int64_t end = begin + kBlock < cols ? begin + kBlock : cols;
+    std::int64_t sum = 0;
+    for (std::int64_t k = begin; k < end; ++k) {
+      const std::int64_t d = k - static_cast<std::int64_t>(scratch.ranks[scratch.order[k]]);
+      sum += d * d;
+    }
+    total += static_cast<double>(sum);
+  }
+  return total;
+}
+
+template <typename T>
+struct SoftScratch {
+  SoftScratch(Carver& carver, std::int64_t cols)
+      : values(carver.take<T>(padded<T>(cols))),
+        x_ranks(carver.take<double>(cols)),
+        y_ranks(carver.take<double>(cols)),
+        y_by_index(carver.take<double>(cols)),
+        order(carver.take<std::uint32_t>(cols)),
+        soft(carver, cols) {}
+  T* values;             // [C], padded: the row being ranked, then a row of gradients
+  double* x_ranks;       // [C], in the order of x
+  double* y_ranks;       // [C], in the order of y
+  double* y_by_index;    // [C], as the row lies
+  std::uint32_t* order;  // [C], the pooled order: of y, then of x
+  SoftRankScratch<T> soft;
+};
+
+// Ranks both rows (less (C + 1) / 2) and returns rho with its coefficients; NaN with a NaN in them.
+template <typename T>
+Correlation<double> soft_row(const Call& call, std::int64_t row, const SoftScratch<T>& scratch) {
+  const std::int64_t cols = call.params.cols;
+  const double strength = call.params.strength;
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  if (load_row(call.y, row, cols, scratch.values)) return {nan, nan, nan};
+  soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.y_ranks, scratch.order);
+  for (std::int64_t k = 0; k < cols; ++k) {
+    scratch.y_by_index[scratch.order[k] & kIndexMask] = scratch.y_ranks[k];
+  }
+  if (load_row(call.x, row, cols, scratch.values)) return {nan, nan, nan};
+  soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.x_ranks, scratch.order);
+  constexpr std::int64_t kBlock = 1024;
+  double xx = 0, yy = 0, xy = 0;
+  for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
+    const std::int64_t end = begin + kBlock < cols ? begin + kBlock : cols;
+    double block_xx = 0, block_yy = 0, block_xy = 0;
+    for (std::int64_t k = begin; k < end; ++k) {
+      const double a = scratch.x_ranks[k], b = scratch.y_by_index[scratch.order[k] & kIndexMask];
+      block_xx += a * a;
+      block_yy += b * b;
+      block_xy += a * b;
+    }
+    xx += block_xx;
+    yy += block_yy;
+    xy += block_xy;
+  }
+  return correlation_from_moments(xx, yy, xy, call.eps());
+}
+
+// body(rows of a part, scratch of that part) on every part.
+template <typename Scratch, typename Body>
+Status over_rows(const Call& call, int threads, const Body& rows_body) {
+  const int parts = part_count(call.params.rows, call.params.cols * kSortCost, threads);
+  Carver sizes(nullptr);
+  Scratch(sizes, call.params.cols);
+  Workspace workspace;
+  if (!workspace.allocate(parts, sizes.used())) return Status::out_of_memory;
+  auto body = [&](int part) {
+    Carver carver(workspace.part(part));
+    const Scratch scratch(carver, call.params.cols);
+    rows_body(part_range(call.params.rows, parts, part), scratch);
+  };
+  run_parts(parts, body);
+  return Status::ok;
+}
+
+template <typename T>
+Status forward(const Call& call, T* rho, int threads) {
+  const std::int64_t cols = call.params.cols;
+  if (call.params.soft) {
+    return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
+      for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+        rho[i] = call.keeps(i) ? static_cast<T>(soft_row(call, i, scratch).r) : T(0);
+      }
+    });
+  }
+  // Both rank vectors are permutations of 1, ..., C: |a|^2 = |b|^2 = C (C^2 - 1) / 12, and
+  // sum(a b) = |a|^2 - |a - b|^2 / 2.
+  const double n = static_cast<double>(cols);
+  const double square = n * (n * n - 1) / 12;
+  const double norms = square + call.eps();
+  return over_rows<HardScratch<T>>(call, threads, [&](Range rows, const HardScratch<T>& scratch) {
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+      if (!call.keeps(i)) {
+        rho[i] = T(0);
+        continue;
+      }
+      const bool x_nan = load_row(call.x, i, cols, scratch.x);
+      const bool y_nan = load_row(call.y, i, cols, scratch.y);
+      rho[i] = x_nan || y_nan
+                   ? std::numeric_limits<T>::quiet_NaN()
+                   : static_cast<T>((square - squared_distance(scratch, cols) / 2) / norms);
+    }
+  });
+}
+
+template <typename T>
+Status backward(const Call& call, const T* grad_rho, std::int64_t grad_stride, void* grad_x, int threads) {
+  const std::int64_t cols = call.params.cols;
+  const DType dtype = call.x.dtype;
+  advise_large_pages(grad_x, call.params.rows * cols * dtype_bytes(dtype));
+  return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+      T* out = gradient_target(grad_x, dtype, i * cols, scratch.values);
+      if (!call.keeps(i)) {
+        for (std::int64_t j = 0; j < cols; ++j) out[j] = T(0);
+      } else {
+        const Correlation<double> c = soft_row(call, i, scratch);
+        if (c.r != c.r) {
+          // As everywhere, infinite elements of a row of numbers have no gradient.
+          const bool x_nan = load_row(call.x, i, cols, scratch.values);
+          for (std::int64_t j = 0; j < cols; ++j) {
+            const bool infinite = scratch.values[j] - scratch.values[j] != T(0);
+            out[j] = infinite && !x_nan ? T(0) : std::numeric_limits<T>::quiet_NaN();
+          }
+        } else {
+          const double grad = static_cast<double>(grad_rho[i * grad_stride]);
+          const double alpha = grad * c.alpha, beta = grad * c.beta;
+          const auto g = [&](std::int64_t k, std::uint32_t index) {
+            return alpha * scratch.y_by_index[index] - beta * scratch.x_ranks[k];
+          };
+          pool_gradient(scratch.order, cols, call.params.strength, g, out);
+        }
+      }
+      store_gradient(grad_x, dtype, i * cols, cols, out);
+    }
+  });
+}
+
+bool in_double(const Call& call) {
+  return call.x.dtype == DType::float64 || call.y.dtype == DType::float64;
+}
+
+}  // namespace
+
+Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                        const std::uint8_t* mask, std::int64_t mask_stride, void* rho, int threads) {
+  const Call call{params, x, y, mask, mask_stride};
+  if (in_double(call)) return forward(call, static_cast<double*>(rho), threads);
+  return forward(call, static_cast<float*>(rho), threads);
+}
+
+Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                         const std::uint8_t* mask, std::int64_t mask_stride, const void* grad_rho,
+                         std::int64_t grad_stride, void* grad_x, int threads) {
+  const Call call{params, x, y, mask, mask_stride};
+  if (in_double(call)) {
+    return backward(call, static_cast<const double*>(grad_rho), grad_stride, grad_x, threads);
+  }
+  return backward(call, static_cast<const float*>(grad_rho), grad_stride, grad_x, threads);
+}
+
+}  // namespace R2KD_ISA
+}  // namespace r2kd

@@ -1,0 +1,69 @@
+"""Settings of the test run."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+
+# The suite gives the same answer on every run. To search further:
+# pytest --hypothesis-profile=search
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
+)
+settings.load_profile("fixed")
+
+
+def _remember_what_the_interpreter_patches() -> None:
+    """Halves the time of Triton's interpreter.
+
+    It goes through all members of triton.language at every call of a kernel's helper function, to
+    find those that it replaces while the kernel runs. They are always the same.
+    """
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    @cache
+    def builtins_of(owner: Any) -> list[tuple[str, Any]]:
+        return [(name, x) for name, x in inspect.getmembers(owner) if core.is_builtin(x)]
+
+    def patch(owner: Any, builder: Any, scope: Any) -> None:
+        for name, member in builtins_of(owner):
+            interpreter._patch_attr(owner, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch
+
+
+def _make_exponentials_inexact() -> None:
+    """Gives the interpreter's 2^x the error of a GPU's, which the kernels have to bear.
+
+    ex2.approx.f32 has a relative error of up to 2^-22 (PTX ISA). Here it depends on x alone, in no
+    smooth way.
+    """
+    from triton.runtime import interpreter
+
+    def inexact(x: Any) -> Any:
+        exact = np.exp2(x)
+        if x.dtype != np.float32:
+            return exact
+        error = np.sin(np.maximum(x, -999.0).astype(np.float64) * 1e9) * 2.0**-22
+        return (exact.astype(np.float64) * (1 + error)).astype(np.float32)
+
+    interpreter.InterpreterBuilder.create_exp2 = lambda self, arg: self.unary_op(arg, inexact)
+
+
+if os.environ.get("TRITON_INTERPRET"):
+    _remember_what_the_interpreter_patches()
+    _make_exponentials_inexact()

@@ -1,0 +1,40 @@
+"""What README claims is what the committed result files say."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "correlation_cpu.csv"
+
+
+def readme_rows() -> list[list[str]]:
+    """The cells of the table of measurements."""
+    lines = re.findall(r"^\| \d+ x \d+ .*$", README.read_text(), flags=re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_there_are_rows() -> None:
+    assert len(readme_rows()) >= 5
+
+
+@pytest.mark.parametrize("cells", readme_rows(), ids=lambda cells: f"{cells[0]} {cells[1]}")
+def test_measured_rows(cells: list[str]) -> None:
+    with RESULTS.open() as file:
+        results = list(csv.DictReader(file))
+    logits, inputs, fused, eager, compiled, times_eager, times_compiled = cells
+    rows, classes = logits.split(" x ")
+    (row,) = [
+        r
+        for r in results
+        if (r["rows"], r["classes"], r["inputs"], r["dtype"]) == (rows, classes, inputs, "float32")
+    ]
+    for cell, key in ((fused, "fused_us"), (eager, "eager_us"), (compiled, "compiled_us")):
+        assert float(cell.replace(",", "")) == pytest.approx(float(row[key]), abs=0.51), key
+    for cell, key in ((times_eager, "times_eager"), (times_compiled, "times_compiled")):
+        assert float(cell) == pytest.approx(float(row[key]), abs=0.051), key

@@ -1,0 +1,132 @@
+"""Checks of the Triton kernels that only a session in Triton's interpreter can run.
+
+test_triton_correlation.py starts that session; by hand:
+TRITON_INTERPRET=1 pytest python_tests/triton_correlation_checks.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import Shape, each_dtype, loss_of, make_logits, make_mask
+from compare import assert_same_bits, assert_true, run
+
+import r2kd_ext
+from r2kd_ext.backends import triton
+from r2kd_ext.backends.triton import configs
+
+loss = loss_of("triton")
+
+# One number of classes behind every branch of the table, none a power of two.
+LINES = [
+    Shape(19, 3, "several rows in a tile, the padding to 8 classes"),
+    Shape(5, 600, "one row in a tile"),
+    Shape(3, 1500, "the last line whose rows_kernel does the columns"),
+    Shape(9, 2100, "columns_kernel; more rows than one of its tiles"),
+    Shape(2, 4000, "the last line that keeps a row in registers (float32)"),
+    Shape(2, 4100, "a row in blocks, the last one partial"),
+]
+each_line, each_of_the_last_lines = (
+    pytest.mark.parametrize("shape", shapes, ids=lambda s: f"{s.rows}x{s.classes}")
+    for shapes in (LINES, LINES[-2:])
+)
+
+
+@pytest.mark.parametrize("correlation", ["cosine", "pearson"])
+@pytest.mark.parametrize("masked", [False, True])
+@each_line
+def test_each_line_of_the_table(shape: Shape, masked: bool, correlation: str) -> None:
+    student, teacher = make_logits(shape.rows, shape.classes)
+    options: dict[str, Any] = {"correlation": correlation}
+    if masked:
+        options["mask"] = make_mask(shape.rows)
+    assert_true(run(loss, student, teacher, **options), student, teacher, **options)
+
+
+@each_dtype
+@each_of_the_last_lines
+def test_dtypes_of_long_rows(shape: Shape, dtype: torch.dtype) -> None:
+    student, teacher = make_logits(shape.rows, shape.classes, dtype=dtype)
+    options: dict[str, Any] = {"temperature": 1.7, "correlation": "pearson"}
+    assert_true(run(loss, student, teacher, **options), student, teacher, **options)
+
+
+@pytest.mark.parametrize("correlation", ["cosine", "pearson"])
+def test_long_rows_whose_maximum_rises(correlation: str) -> None:
+    """What the first blocks have summed shrinks again and again; the first block is ruled out."""
+    cols = 3 * 4096 + 5
+    student, teacher = make_logits(3, cols)
+    student[0] += torch.linspace(-30, 30, cols)
+    teacher[0] += torch.linspace(30, -30, cols)
+    student[1, :4097], teacher[1, 4000:] = -torch.inf, -torch.inf
+    student[2] += torch.linspace(-3e3, 3e3, cols)
+    options: dict[str, Any] = {"correlation": correlation}
+    assert_true(run(loss, student, teacher, **options), student, teacher, **options)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_poison_in_long_rows(poison: float) -> None:
+    """A poisoned row is NaN, its neighbours are right: the row term alone."""
+    student, teacher = make_logits(3, 4100)
+    student[1, 4099 if poison != -torch.inf else slice(None)] = poison
+    got = run(loss, student, teacher, intra_weight=0.0)
+    assert got.loss.isnan()
+    assert torch.equal(got.grad.isnan().any(1), torch.tensor([False, True, False]))
+    clean = run(loss, student[[0, 2]], teacher[[0, 2]], intra_weight=0.0).grad
+    torch.testing.assert_close(got.grad[[0, 2]] * 3, clean * 2)
+
+
+@pytest.mark.parametrize("cols", [70, 2100])
+def test_all_parts_of_the_columns(cols: int) -> None:
+    """More than one part, parts without a kept row, and a last part that is not full."""
+    rows = 35
+    student, teacher = make_logits(rows, cols)
+    table = configs.table(cols, False)
+    tile = (table.rows if table.fused else table.columns).rows
+    parts, tiles = configs.parts(rows, tile)
+    assert parts > 2
+    assert parts * tiles * tile > rows
+    mask = (torch.arange(rows) < 3) | (torch.arange(rows) >= 33)
+    both: list[dict[str, Any]] = [
+        {"correlation": "pearson", "mask": mask}, {"correlation": "pearson"}
+    ]  # fmt: skip
+    for options in both:
+        assert_true(run(loss, student, teacher, **options), student, teacher, **options)
+
+
+@pytest.mark.parametrize("shape", [(33, 65), (9, 2100), (2, 4100)], ids=str)
+def test_same_bits_in_every_run(shape: tuple[int, int]) -> None:
+    student, teacher = make_logits(*shape)
+    first, second = (run(loss, student, teacher, correlation="pearson") for _ in range(2))
+    assert_same_bits(first.loss, second.loss)
+    assert_same_bits(first.grad, second.grad)
+
+
+def test_as_the_native_backend() -> None:
+    """Another implementation of the same mathematics, near to the last digits of float64."""
+    student, teacher = make_logits(12, 37, dtype=torch.float64)
+    got = run(loss, student, teacher, correlation="pearson", temperature=1.7)
+    native = run(r2kd_ext.correlation_kd, student, teacher, correlation="pearson", temperature=1.7)
+    torch.testing.assert_close(got.loss, native.loss, rtol=1e-13, atol=0)
+    torch.testing.assert_close(got.grad, native.grad, rtol=1e-10, atol=1e-16)
+
+
+def test_annealed_temperature_has_no_limit() -> None:
+    """Temperatures are numbers of the call, not of the compiled kernel, in float64 too."""
+    student, teacher = make_logits(4, 5, dtype=torch.float64)
+    for temperature in (1.1, 2.0, 1e-3, 1e3, 3):
+        got = run(loss, student, teacher, temperature=temperature)
+        assert_true(got, student, teacher, temperature=temperature)
+
+
+@pytest.mark.parametrize("shape", [(33, 10), (3, 2100)], ids=str)
+def test_statistics_have_the_size_that_the_fake_kernel_says(shape: tuple[int, int]) -> None:
+    student, teacher = make_logits(*shape)
+    setting = (4.0, True, 1.0, 1.0, 1e-8)
+    loss, stats = triton.correlation(student, teacher, None, *setting)
+    meta = student.to("meta")
+    fake_loss, fake_stats = torch.ops.r2kd.correlation(meta, meta, None, *setting)
+    for real, fake in ((loss, fake_loss), (stats, fake_stats)):
+        assert (real.shape, real.dtype) == (fake.shape, fake.dtype)

@@ -1,0 +1,106 @@
+"""Types of the compiled core (csrc/bindings.cpp), for type checkers."""
+
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    version: str
+    commit: str
+    compiler: str
+    simd: str
+    parallel_runtime: str
+    cuda_compiled: bool
+    cuda_runtime_version: int
+    cuda_architectures: str
+    cuda_devices: int
+    cuda_problem: str
+
+class CorrelationState:
+    @property
+    def nbytes(self) -> int: ...
+    def backward(
+        self,
+        student: int,
+        teacher: int,
+        mask: int,
+        mask_stride: int,
+        grad_loss: int,
+        grad_student: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+ROW_STATS: int
+COL_STATS: int
+
+def build_info() -> BuildInfo: ...
+def correlation_forward_contiguous(
+    rows: int,
+    cols: int,
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    eps: float,
+    student: int,
+    student_dtype: int,
+    teacher: int,
+    teacher_dtype: int,
+    mask: int,
+    mask_stride: int,
+    loss: int,
+    threads: int,
+    /,
+) -> CorrelationState: ...
+def correlation_forward(
+    rows: int,
+    cols: int,
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    eps: float,
+    student: int,
+    student_row_stride: int,
+    student_col_stride: int,
+    student_dtype: int,
+    teacher: int,
+    teacher_row_stride: int,
+    teacher_col_stride: int,
+    teacher_dtype: int,
+    mask: int,
+    mask_stride: int,
+    sample_weight: int,
+    loss: int,
+    stats: int,
+    threads: int,
+    /,
+) -> None: ...
+def correlation_backward(
+    rows: int,
+    cols: int,
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    student: int,
+    student_row_stride: int,
+    student_col_stride: int,
+    student_dtype: int,
+    teacher: int,
+    teacher_row_stride: int,
+    teacher_col_stride: int,
+    teacher_dtype: int,
+    mask: int,
+    mask_stride: int,
+    grad_loss: int,
+    stats: int,
+    grad_student: int,
+    threads: int,
+    /,
+) -> None: ...
+
+# Sizes, scalars, addresses, strides and dtype codes, in the order of csrc/bindings_rank.cpp.
+def spearman_forward(*arguments: float) -> None: ...
+def spearman_backward(*arguments: float) -> None: ...
+def soft_rank_forward(*arguments: float) -> None: ...
+def soft_rank_backward(*arguments: float) -> None: ...

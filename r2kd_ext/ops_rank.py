@@ -1,0 +1,65 @@
+"""Schemas and fake kernels of the rank ops, one place. Backends only register their kernels.
+
+Arguments are 2-D [B, C], a bool mask [B] or None, and checked scalars. `order` is the pooled order
+of soft ranks, an int32 per element whose layout is that of csrc/include/r2kd/rank.h.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backends import native_rank
+
+_library = torch.library.Library("r2kd", "FRAGMENT")
+_library.define(
+    "spearman(Tensor x, Tensor y, Tensor? mask, bool soft, float strength, float eps) -> Tensor"
+)
+_library.define(
+    "spearman_backward(Tensor grad_rho, Tensor x, Tensor y, Tensor? mask, float strength, "
+    "float eps) -> Tensor"
+)
+_library.define("soft_rank(Tensor x, float strength) -> (Tensor ranks, Tensor order)")
+_library.define(
+    "soft_rank_backward(Tensor grad_ranks, Tensor order, float strength, ScalarType dtype) "
+    "-> Tensor"
+)
+
+
+@torch.library.register_fake("r2kd::spearman")
+def _spearman_fake(
+    x: Tensor, y: Tensor, mask: Tensor | None, soft: bool, strength: float, eps: float
+) -> Tensor:
+    double = torch.float64 in (x.dtype, y.dtype)
+    return x.new_empty(x.shape[0], dtype=torch.float64 if double else torch.float32)
+
+
+@torch.library.register_fake("r2kd::spearman_backward")
+def _spearman_backward_fake(
+    grad_rho: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, strength: float, eps: float
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("r2kd::soft_rank")
+def _soft_rank_fake(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("r2kd::soft_rank_backward")
+def _soft_rank_backward_fake(
+    grad_ranks: Tensor, order: Tensor, strength: float, dtype: torch.dtype
+) -> Tensor:
+    return grad_ranks.new_empty(grad_ranks.shape, dtype=dtype)
+
+
+_library.impl("spearman", native_rank.spearman, "CPU")
+_library.impl("spearman_backward", native_rank.spearman_backward, "CPU")
+_library.impl("soft_rank", native_rank.soft_rank, "CPU")
+_library.impl("soft_rank_backward", native_rank.soft_rank_backward, "CPU")
+
+spearman = torch.ops.r2kd.spearman.default
+spearman_backward = torch.ops.r2kd.spearman_backward.default
+soft_rank = torch.ops.r2kd.soft_rank.default
+soft_rank_backward = torch.ops.r2kd.soft_rank_backward.default
