@@ -83,7 +83,7 @@ def _r2kd_loss(student: nn.Module, teacher: TeacherEnsemble, batch: Batch) -> Te
 # Learning rates: the best of 0.01, 0.02, 0.05 and 0.1 on the validation split of the demo.
 METHODS = {
     "ce": Method("cross-entropy alone", False, 0.05, _cross_entropy),
-    "kl": Method("KL distillation", False, 0.05, _kl),
-    "dist": Method("DIST", False, 0.05, _dist_loss),
+    "kl": Method("KL distillation", False, 0.02, _kl),
+    "dist": Method("DIST", False, 0.1, _dist_loss),
     "r2kd": Method("R2KD", True, 0.02, _r2kd_loss),
 }
