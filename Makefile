@@ -46,7 +46,7 @@ install: $(INSTALLED)  ## create the environment and install the package with it
 test: $(INSTALLED)  ## the whole test suite, against the installed package
 	$(PYTEST) $(ARGS)
 
-demo: $(INSTALLED)  ## distil a small student on real images (about five minutes)
+demo: $(INSTALLED)  ## distil a small student on real images (a few minutes)
 	$(BIN)/r2kd demo $(ARGS)
 
 bench: $(INSTALLED)  ## the microbenchmarks

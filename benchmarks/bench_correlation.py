@@ -16,14 +16,13 @@ its last layer, and "rotating" past the caches, as all larger ones are.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Timing, machine, time_in_turns, write_rows
+from harness import Timing, machine, parse_options, time_in_turns, write_rows
 from limits import copy_bytes, correlation_bytes, three_streams
 from rich.console import Console
 from rich.table import Table
@@ -169,14 +168,7 @@ def show(rows: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--turns", type=int, default=15, help="how often each is timed (default 15)"
-    )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="the result file (CSV)")
-    options = parser.parse_args()
-    if options.turns < 2:
-        parser.error(f"--turns must be at least 2, got {options.turns}")
+    options = parse_options(__doc__ or "", RESULTS)
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         fits = 2 * 3 * shape[0] * shape[1] * 4 <= RESIDENT_BYTES

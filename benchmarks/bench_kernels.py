@@ -8,12 +8,11 @@ the checks of arguments cost is left out, the allocation of the gradient is in.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import machine, time_in_turns, write_rows
+from harness import machine, parse_options, time_in_turns, write_rows
 
 from r2kd_ext.backends import native
 
@@ -35,14 +34,7 @@ def kernels(rows: int, classes: int, correlation: str) -> dict[str, Callable[[in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--turns", type=int, default=15, help="how often each is timed (default 15)"
-    )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="the result file (CSV)")
-    options = parser.parse_args()
-    if options.turns < 2:
-        parser.error(f"--turns must be at least 2, got {options.turns}")
+    options = parse_options(__doc__ or "", RESULTS)
     found: list[dict[str, object]] = []
     for rows, classes in SHAPES:
         for correlation in ("cosine", "pearson"):

@@ -6,12 +6,12 @@ each alike; a figure is the median over the turns, a ratio the median of the tur
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gc
-import os
+import io
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +20,20 @@ from typing import NamedTuple
 import torch
 
 import r2kd_ext
+from r2kd_ext.train.files import write
+
+
+def parse_options(doc: str, results: Path) -> argparse.Namespace:
+    """The command line of a benchmark with this docstring: `turns` and `output`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument(
+        "--turns", type=int, default=15, help="how often each is timed (default 15)"
+    )
+    parser.add_argument("--output", type=Path, default=results, help="the result file (CSV)")
+    options = parser.parse_args()
+    if options.turns < 2:
+        parser.error(f"--turns must be at least 2, got {options.turns}")
+    return options
 
 
 class Timing(NamedTuple):
@@ -103,14 +117,9 @@ def _processor() -> str:
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
     """Write a result file, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".part", newline="", delete=False
-    ) as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write(path, text.getvalue())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from r2kd_ext import models
 from r2kd_ext.teacher import TeacherEnsemble
-from r2kd_ext.train import augment, data, demo, files, loop, methods, results
+from r2kd_ext.train import augment, data, demo, files, loop, methods, networks, results
 from r2kd_ext.train.screen import Screen
 from r2kd_ext.train.settings import Settings
 
@@ -281,13 +281,13 @@ def test_a_network_comes_back_from_its_file(tmp_path: Path) -> None:
     network = loop.channels_last(models.create("digits_student", 7))
     network(torch.rand(9, 1, 28, 28))  # moves the batch norms' statistics
     path = tmp_path / "student.safetensors"
-    files.save_network(path, network, "digits_student", 7)
+    networks.save_network(path, network, "digits_student", 7)
     images = torch.rand(5, 1, 28, 28)
-    assert torch.allclose(files.load_network(path)(images), network.eval()(images), atol=1e-6)
+    assert torch.allclose(networks.load_network(path)(images), network.eval()(images), atol=1e-6)
 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(files.FileProblem, match=r"student.safetensors does not hold a network"):
-        files.load_network(path)
+        networks.load_network(path)
 
 
 # --- results
@@ -347,13 +347,13 @@ def test_the_saved_weights_have_the_reported_accuracies(undisturbed: tuple[Path,
     folder, _ = undisturbed
     content = json.loads((folder / "results.json").read_text())
     test = data.split(data.load_digits(), 40, 20, 40).test
-    networks = {"teacher": content["teacher"]["accuracy"]}
+    reported = {"teacher": content["teacher"]["accuracy"]}
     for method, its in content["methods"].items():
         for seed, accuracy in enumerate(its["accuracy"]):
-            networks[f"students/{method}-{seed}"] = accuracy
-    for name, accuracy in networks.items():
+            reported[f"students/{method}-{seed}"] = accuracy
+    for name, accuracy in reported.items():
         with torch.no_grad():
-            classes = files.load_network(folder / f"{name}.safetensors")(test.images).argmax(1)
+            classes = networks.load_network(folder / f"{name}.safetensors")(test.images).argmax(1)
         # Rounding may depend on the batch size: one image of 400 may fall to the other side.
         assert (classes == test.labels).float().mean().item() == pytest.approx(accuracy, abs=0.0026)
 

@@ -80,8 +80,7 @@ def check_options(
     inter_weight = _number("inter_weight", inter_weight, "a finite number >= 0", positive=False)
     intra_weight = _number("intra_weight", intra_weight, "a finite number >= 0", positive=False)
     rank_weight = _number("rank_weight", rank_weight, "a finite number >= 0", positive=False)
-    _choice("rank", rank, RANKS)
-    _number("rank_strength", rank_strength, "a finite number > 0", positive=True)
+    check_rank_options(rank, rank_strength)
     if not isinstance(temperature_scaling, bool):
         raise TypeError(
             f"temperature_scaling must be True or False, got {_describe(temperature_scaling)}"

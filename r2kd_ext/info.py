@@ -13,7 +13,8 @@ from .backends import choose, choose_ranks
 _CHOICES = {"correlation": choose, "spearman": choose_ranks, "soft_rank": choose_ranks}
 
 
-def _version_of(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -48,7 +49,7 @@ def build_info() -> dict[str, Any]:
             "devices": core["cuda_devices"],
             "problem": core["cuda_problem"] or None,
         },
-        "triton": _version_of("triton"),
+        "triton": version_of("triton"),
         "gpu": gpu,
         "ops": {
             op: {device: chosen(None, torch.device(device))._asdict() for device in devices}

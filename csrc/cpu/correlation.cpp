@@ -39,9 +39,8 @@ struct Call {
     for (std::int64_t row = 0; row < params.rows; ++row) count += keeps(row);
     return count;
   }
-  // Sum of the kept rows' weights.
+  // Sum of the kept rows' sample weights.
   double kept_weight() const {
-    if (sample_weight == nullptr) return static_cast<double>(kept_rows());
     double sum = 0;
     for (std::int64_t row = 0; row < params.rows; ++row) sum += keeps(row) ? sample_weight[row] : 0;
     return sum;
@@ -259,7 +258,8 @@ Status forward(const Call& call, T* loss, T* stats, int threads) {
 
   PerPart<double> sum_r;
   PerPart<Columns> columns;
-  const double kept_weight = call.kept_weight();
+  const double kept_weight =
+      call.sample_weight == nullptr ? static_cast<double>(kept) : call.kept_weight();
   const bool wants_rows = params.inter_weight != 0 && kept_weight != 0;
   const double row_weight = wants_rows ? params.inter_weight / kept_weight : 0;
   auto rows_body = [&](int part) {

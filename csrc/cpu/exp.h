@@ -58,21 +58,23 @@ class ScaledExp {
   // NaN stays NaN; -inf and everything below the bound give 0.
   R2KD_INLINE Vector<T> operator()(Vector<T> d) const {
     d = maximum<T>(bound_, d);
-#if R2KD_VECTOR_BYTES == 64
-    if constexpr (sizeof(T) == 4) return by_sixteenths(d);
-#endif
-    const Vector<T> n = (d * high_ + kRound) - kRound;
-    Vector<T> f = d * high_ - n;
-    f = d * low_ + f;
-    return scale_by_power(exp2_polynomial(f), n);
+    if constexpr (kBySixteenths) {
+      return by_sixteenths(d);
+    } else {
+      const Vector<T> n = (d * high_ + kRound) - kRound;
+      Vector<T> f = d * high_ - n;
+      f = d * low_ + f;
+      return scale_by_power(exp2_polynomial(f), n);
+    }
   }
 
  private:
+  static constexpr bool kBySixteenths = R2KD_VECTOR_BYTES == 64 && sizeof(T) == 4;
   static constexpr double kLog2E = 1.4426950408889634;  // rounded to double
   static constexpr double kLog2ETail = 2.0355273740931033e-17;
-  // AVX-512 in float: at the bound 16 n + k must not round below n = -127.
+  // By sixteenths: at the bound 16 n + k must not round below n = -127.
   static constexpr double kLargestPower =
-      sizeof(T) == 8 ? 1023.0 : R2KD_VECTOR_BYTES == 64 ? 126.9 : 127.0;
+      sizeof(T) == 8 ? 1023.0 : kBySixteenths ? 126.9 : 127.0;
   static constexpr T kRound = static_cast<T>(sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0);
   Vector<T> high_, low_, bound_;
 

@@ -120,7 +120,7 @@ class GradientRow {
   GradientRow(void* target, DType dtype, std::int64_t offset, bool bypass)
       : target_(static_cast<char*>(target) + offset * dtype_bytes(dtype)),
         dtype_(dtype),
-        bypass_(bypass && dtype != DType::float64 && sizeof(T) == 4) {}
+        bypass_(bypass && sizeof(T) == 4) {}
 
   // Elements before the first that a whole register may be streamed to.
   std::int64_t head() const {
@@ -134,11 +134,10 @@ class GradientRow {
   R2KD_INLINE void store(std::int64_t j, Vector<T> value) {
     if (dtype_ == kOwnDType<T>) {
       T* place = reinterpret_cast<T*>(target_) + j;
-      if (bypass_) {
-        stream(place, value);
-      } else {
-        R2KD_ISA::store(place, value);
+      if constexpr (sizeof(T) == 4) {
+        if (bypass_) return stream(place, value);
       }
+      R2KD_ISA::store(place, value);
     } else if constexpr (sizeof(T) == 4) {
       const HalfVector half = dtype_ == DType::bfloat16 ? narrow_register<DType::bfloat16>(value)
                                                         : narrow_register<DType::float16>(value);

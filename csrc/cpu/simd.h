@@ -101,11 +101,8 @@ R2KD_INLINE Vector<T> maximum(Vector<T> a, Vector<T> b) {
 
 // x * 2^n for 1/2 <= |x| <= 2 and integral n >= -127 (double: -1023); that smallest n gives 0.
 #if R2KD_VECTOR_BYTES == 64
-R2KD_INLINE Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
-  return _mm512_scalef_ps(x, n);  // the smallest n gives a denormal number: see FlushDenormals
-}
 R2KD_INLINE Vector<double> scale_by_power(Vector<double> x, Vector<double> n) {
-  return _mm512_scalef_pd(x, n);
+  return _mm512_scalef_pd(x, n);  // the smallest n gives a denormal number: see FlushDenormals
 }
 #else
 R2KD_INLINE Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
@@ -190,14 +187,12 @@ R2KD_INLINE Vector<double> maximum<double>(Vector<double> a, Vector<double> b) {
 // `end_stream` makes them visible to other threads.
 #if R2KD_VECTOR_BYTES == 64
 R2KD_INLINE void stream(float* target, Vector<float> value) { _mm512_stream_ps(target, value); }
-R2KD_INLINE void stream(double* target, Vector<double> value) { _mm512_stream_pd(target, value); }
 template <typename Half>
 R2KD_INLINE void stream(std::uint16_t* target, Half value) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(target), reinterpret_cast<__m256i>(value));
 }
 #elif R2KD_VECTOR_BYTES == 32
 R2KD_INLINE void stream(float* target, Vector<float> value) { _mm256_stream_ps(target, value); }
-R2KD_INLINE void stream(double* target, Vector<double> value) { _mm256_stream_pd(target, value); }
 template <typename Half>
 R2KD_INLINE void stream(std::uint16_t* target, Half value) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(target), reinterpret_cast<__m128i>(value));

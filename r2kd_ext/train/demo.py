@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import models
+from ..info import version_of
 from ..teacher import TeacherEnsemble
 from . import augment, data, report, results
 from .files import FileProblem, new_folder, read_json, write_json
@@ -71,7 +71,7 @@ class Demo:
         )
         dense = self._obtain(self._teacher_job(splits), splits)
         teacher = TeacherEnsemble(dense.network, settings.pruning_amount, settings.dense_weight)
-        teacher = channels_last(teacher)  # after pruning, which takes contiguous weights only
+        teacher = channels_last(teacher)
         students: dict[str, list[Part]] = {method: [] for method in METHODS}
         for seed in range(settings.seeds):
             for method in METHODS:
@@ -216,13 +216,6 @@ def resume(folder: Path, chosen: dict[str, int], screen: Screen) -> Demo:
 def _versions() -> dict[str, Any]:
     """What the same settings need to give the same numbers, on one machine."""
     return {
-        **{name: _version_of(name) for name in ("r2kd_ext", "torch", "kornia", "mlxtend")},
+        **{name: version_of(name) for name in ("r2kd_ext", "torch", "kornia", "mlxtend")},
         "threads": torch.get_num_threads(),
     }
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .files import FileProblem, load_network, read_json, save_network, write_json
+from .files import FileProblem, read_json, write_json
 from .loop import Epoch
+from .networks import load_network, save_network
 
 
 class Part(NamedTuple):

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..native import statistics_size
 from . import configs, interpreter
 from .backward import gradient_kernel, long_gradient_kernel
 from .columns import COSINE_MOMENTS, PEARSON_MOMENTS
 from .forward import columns_kernel, finish_kernel, long_rows_kernel, loss_kernel, rows_kernel
 
-_ROW_STATS, _COL_STATS = 6, 5  # csrc/include/r2kd/correlation.h
 # log2(e), to twice the digits of a double.
 _LOG2_E = Fraction(14426950408889634073599246810018921374, 10**37)
 
@@ -88,7 +88,7 @@ def correlation(
     given = _Operands(student, teacher, mask)
     rows, cols, double = given.rows, given.cols, given.double
     inter, intra = inter_weight != 0, intra_weight != 0
-    stats = student.new_empty(_ROW_STATS * rows + _COL_STATS * cols, dtype=given.dtype)
+    stats = student.new_empty(statistics_size(rows, cols), dtype=given.dtype)
     if rows == 0 or not (inter or intra):
         return student.new_zeros((), dtype=given.dtype), stats
     loss = student.new_empty((), dtype=given.dtype)  # []
