@@ -148,6 +148,8 @@ def test_a_quick_run_survives_ctrl_c(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*R2KD, "demo", "--quick", "--output", str(stopped)],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:  # fmt: skip
         for _ in range(1200):
             if (stopped / "students" / "kl-0.json").exists() or process.poll() is not None:

@@ -123,6 +123,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
         from .train import demo, report
         from .train.files import FileProblem
+        from .train.interrupt import ctrl_c_between_steps
         from .train.loop import TrainingFailed
         from .train.screen import Screen
     except ModuleNotFoundError as error:
@@ -146,7 +147,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         return BAD_INPUT
     go_on = f"To go on: r2kd demo --resume {shlex.quote(str(run.folder))}"
     try:
-        summary = run.run()
+        with ctrl_c_between_steps():
+            summary = run.run()
     except KeyboardInterrupt:
         screen.line(f"Stopped; the finished parts are kept in {run.folder}. {go_on}")
         return INTERRUPTED

@@ -1,15 +1,21 @@
-// exp(d / T) for d <= 0, one SIMD register at a time.
+// exp((z - origin) / T) along one row of logits, one SIMD register at a time. The origin is the row's
+// largest logit or one near it.
 //
-// With c = log2(e) / T:  d c = n + f, n an integer, |f| <= 1/2, and exp(d / T) = 2^n 2^f.
-// n comes from adding 1.5 * 2^23 (double: 2^52), which leaves the nearest integer in the low bits.
-// A fused multiply-subtract gives f without the rounding error of d c, and c is held in two parts,
-// so that the relative error stays at about one unit in the last place however large |d| is.
+// With c = log2(e) / T:  z c = u + f, u the nearest number on a grid, |f| at most half its step, and
+// 2^(z c) = 2^u 2^f. Adding a large constant puts z c on the grid: 1.5 * 2^23 (double: 2^52) has the
+// integers for neighbours. The origin's grid point k is taken off in that constant, and 2^(u - k) is
+// formed from the low bits of the sum, so that no operation subtracts the origin: the results are
+// exp((z - origin) / T) times 2^d, where d, at most half a step, is the same for the whole row and
+// drops out of the softmax. Where that is not exact enough, `subtracts` takes the origin off first.
+// A fused multiply-subtract gives f without the rounding error of z c.
 // 2^f is a minimax polynomial with constant term 1 (relative error 2.6e-9 and 1.8e-17; fitted by
 // the Remez exchange, see docs/mathematics.md), so that exp(0) = 1 exactly.
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -39,68 +45,143 @@ R2KD_INLINE Vector<double> exp2_polynomial(Vector<double> f) {
   return y * f + 1.0;
 }
 
+// The exponentials of one row, times `scale`. `subtracts`: of z - origin, at one operation more; then
+// equal logits give 1 exactly, and any origin will do.
+template <typename T, bool subtracts>
+class RowExp {
+ public:
+  // c = high + low = 1 / inverse; unless subtracted, `origin` is one that ScaledExp::takes.
+  RowExp(T high, T low, T inverse, T origin, T scale = T(1)) {
+    const T shift = subtracts ? kRound : std::fma(-origin, high, kRound);  // kRound - k
+    const T bound = (kRound - shift + lowest(scale)) * inverse;
+    high_ = broadcast<T>(high);
+    low_ = broadcast<T>(low);
+    shift_ = broadcast<T>(shift);
+    bound_ = broadcast<T>(bound > -std::numeric_limits<T>::max() ? bound
+                                                                 : -std::numeric_limits<T>::max());
+    origin_ = broadcast<T>(origin);
+    set_scale(scale);
+  }
+
+  // NaN stays NaN; -inf and all that exp would make denormal give 0 or a denormal number, which
+  // counts as 0 (see FlushDenormals).
+  R2KD_INLINE Vector<T> operator()(Vector<T> z) const {
+    if constexpr (subtracts) z -= origin_;
+    z = maximum<T>(bound_, z);
+    const Vector<T> shifted = z * high_ + shift_;
+    Vector<T> f = z * high_ - (shifted - shift_);
+    if constexpr (subtracts || sizeof(T) == 8) f = z * low_ + f;
+    return finish(shifted, f);
+  }
+
+#if R2KD_VECTOR_BYTES == 64
+ private:
+  static constexpr bool kBySixteenths = sizeof(T) == 4;
+#else
+ private:
+  static constexpr bool kBySixteenths = false;
+#endif
+  static constexpr T kStepsOfOne = kBySixteenths ? T(16) : T(1);
+
+ public:
+  // The grid holds while |origin c| stays below this: then k, like every u, has no more bits than T.
+  static constexpr T kLimit = static_cast<T>(sizeof(T) == 4 ? 4194304.0 : 2251799813685248.0) / kStepsOfOne;
+
+ private:
+  static constexpr T kRound = 3 * kLimit;
+  static constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
+  using Integer = typename VectorOf<T>::integer;
+
+  // The power of two, relative to k, that stands for all smaller ones. 2^n alone: its exponent bits
+  // are 0, and so is the number.
+  static T lowest(T scale) {
+    if constexpr (kBySixteenths) {
+      // The result, scale included, is to have exponent bits 0 and be a number between 2^-127 and
+      // 2^-126. A float's bits, as an integer, are its logarithm, off by 0.043 at most.
+      std::int32_t bits;
+      std::memcpy(&bits, &scale, sizeof(bits));
+      return -126.5f - (static_cast<float>(bits) * 0x1p-23f - 126.957f);
+    } else {
+      return sizeof(T) == 4 ? T(-127) : T(-1023);
+    }
+  }
+
+  R2KD_INLINE Vector<T> finish(Vector<T> shifted, Vector<T> f) const {
+    if constexpr (kBySixteenths) {
+      return by_sixteenths(shifted, f);
+    } else {
+      constexpr auto one = std::int64_t{sizeof(T) == 4 ? 127 : 1023} << kMantissa;
+      const Integer power = (reinterpret_cast<Integer>(shifted) << kMantissa) +
+                            static_cast<std::remove_reference_t<decltype(Integer{}[0])>>(one);
+      return exp2_polynomial(f) * (reinterpret_cast<Vector<T>>(power) * scale_);
+    }
+  }
+
+  Vector<T> high_, low_, shift_, bound_, origin_;
+
+#if R2KD_VECTOR_BYTES == 64
+  // Steps of a sixteenth: the low bits of the sum hold 16 n + k'. Moved up by 19 they are n in the
+  // exponent and k' in the first bits of the mantissa, which the table has subtracted from the bits
+  // of 2^(k'/16) times the scale: one integer addition makes scale 2^(n + k'/16).
+  R2KD_INLINE Vector<float> by_sixteenths(Vector<float> shifted, Vector<float> f) const {
+    Vector<float> y = f * 0.055502135306596756f + 0.24023428559303284f;
+    y = (y * f + 0.69314718246459961f) * f;  // 2^f - 1
+    const __m512i bits = _mm512_castps_si512(shifted);
+    const Vector<float> power = _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_permutexvar_epi32(bits, table_), _mm512_slli_epi32(bits, 19)));
+    return y * power + power;
+  }
+  void set_scale(T scale) {
+    if constexpr (kBySixteenths) {
+      const Vector<float> roots = {
+          1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
+          1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+      const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      table_ = _mm512_sub_epi32(_mm512_castps_si512(roots * scale), _mm512_slli_epi32(steps, 19));
+      if (!(scale > 0)) high_ = broadcast<T>(scale * T(0));  // NaN, which the table would not keep
+    } else {
+      scale_ = broadcast<T>(scale);
+    }
+  }
+  union {
+    __m512i table_;
+    Vector<T> scale_;
+  };
+#else
+  void set_scale(T scale) { scale_ = broadcast<T>(scale); }
+  Vector<T> scale_;
+#endif
+};
+
+// The exponentials at one temperature.
 template <typename T>
 class ScaledExp {
  public:
   explicit ScaledExp(double temperature) {
     const double c = kLog2E / temperature;
-    const T high = static_cast<T>(c);
+    high_ = static_cast<T>(c);
+    inverse_ = static_cast<T>(temperature / kLog2E);
     // What c lost to float, or to the rounding of the division and of log2(e) itself.
-    const double low = sizeof(T) == 4 ? c - static_cast<double>(high)
-                                      : (std::fma(-c, temperature, kLog2E) + kLog2ETail) / temperature;
-    const double bound = -kLargestPower / c;
-    high_ = broadcast<T>(high);
-    low_ = broadcast<T>(static_cast<T>(low));
-    bound_ = broadcast<T>(bound < -std::numeric_limits<T>::max() ? -std::numeric_limits<T>::max()
-                                                                 : static_cast<T>(bound));
+    low_ = static_cast<T>(sizeof(T) == 4 ? c - static_cast<double>(high_)
+                                         : (std::fma(-c, temperature, kLog2E) + kLog2ETail) / temperature);
   }
 
-  // NaN stays NaN; -inf and everything below the bound give 0.
-  R2KD_INLINE Vector<T> operator()(Vector<T> d) const {
-    d = maximum<T>(bound_, d);
-    if constexpr (kBySixteenths) {
-      return by_sixteenths(d);
-    } else {
-      const Vector<T> n = (d * high_ + kRound) - kRound;
-      Vector<T> f = d * high_ - n;
-      f = d * low_ + f;
-      return scale_by_power(exp2_polynomial(f), n);
-    }
+  // Whether this origin can be taken off the grid; else it is to be subtracted.
+  bool takes(T origin) const { return std::abs(origin * high_) < RowExp<T, false>::kLimit; }
+
+  // Whether exponentials relative to `origin` stay below 2^48 up to `largest`: their squares, and the
+  // sums of these, then stay within a float.
+  bool spans(T origin, T largest) const { return (largest - origin) * high_ < T(48); }
+
+  template <bool subtracts>
+  RowExp<T, subtracts> of_row(T origin, T scale = T(1)) const {
+    return RowExp<T, subtracts>(high_, low_, inverse_, origin, scale);
   }
 
  private:
-  static constexpr bool kBySixteenths = R2KD_VECTOR_BYTES == 64 && sizeof(T) == 4;
   static constexpr double kLog2E = 1.4426950408889634;  // rounded to double
   static constexpr double kLog2ETail = 2.0355273740931033e-17;
-  // By sixteenths: at the bound 16 n + k must not round below n = -127.
-  static constexpr double kLargestPower =
-      sizeof(T) == 8 ? 1023.0 : kBySixteenths ? 126.9 : 127.0;
-  static constexpr T kRound = static_cast<T>(sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0);
-  Vector<T> high_, low_, bound_;
-
-#if R2KD_VECTOR_BYTES == 64
-  // Adding 1.5 * 2^19 leaves 16 n + k in the low bits. Moved up by 19 they are n in the exponent and
-  // k in the first bits of the mantissa, which the table has subtracted from the bits of 2^(k/16):
-  // one integer addition makes 2^(n + k/16). n = -127, below the bound, gives a denormal number,
-  // which counts as 0 (see FlushDenormals).
-  R2KD_INLINE Vector<float> by_sixteenths(Vector<float> d) const {
-    constexpr float kRoundSixteenth = 786432.0f;
-    const Vector<float> shifted = d * high_ + kRoundSixteenth;
-    Vector<float> f = d * high_ - (shifted - kRoundSixteenth);
-    f = d * low_ + f;
-    Vector<float> y = f * 0.055502135306596756f + 0.24023428559303284f;
-    y = (y * f + 0.69314718246459961f) * f;  // 2^f - 1
-    const __m512i bits = _mm512_castps_si512(shifted);
-    const Vector<float> power = _mm512_castsi512_ps(_mm512_add_epi32(
-        _mm512_permutexvar_epi32(bits, sixteenths()), _mm512_slli_epi32(bits, 19)));
-    return y * power + power;
-  }
-  static R2KD_INLINE __m512i sixteenths() {
-    return _mm512_setr_epi32(
-        0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-        0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
-  }
-#endif
+  T high_, low_, inverse_;
 };
 
 }  // namespace R2KD_ISA

@@ -6,6 +6,7 @@
 // the kernels are compiled once for each, and no inline function may be shared between them.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -24,10 +25,19 @@
 #define R2KD_VECTOR_BYTES 16
 #endif
 
+// Whether a multiplication and an addition are one operation with one rounding.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define R2KD_FUSED true
+#else
+#define R2KD_FUSED false
+#endif
+
 #define R2KD_INLINE inline __attribute__((always_inline))
 
 namespace r2kd {
 namespace R2KD_ISA {
+
+constexpr bool kFused = R2KD_FUSED;
 
 template <typename T>
 struct VectorOf;
@@ -99,24 +109,6 @@ R2KD_INLINE Vector<T> maximum(Vector<T> a, Vector<T> b) {
   return a > b ? a : b;
 }
 
-// x * 2^n for 1/2 <= |x| <= 2 and integral n >= -127 (double: -1023); that smallest n gives 0.
-#if R2KD_VECTOR_BYTES == 64
-R2KD_INLINE Vector<double> scale_by_power(Vector<double> x, Vector<double> n) {
-  return _mm512_scalef_pd(x, n);  // the smallest n gives a denormal number: see FlushDenormals
-}
-#else
-R2KD_INLINE Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
-  using Integer = VectorOf<float>::integer;
-  return x * reinterpret_cast<Vector<float>>((__builtin_convertvector(n, Integer) + 127) << 23);
-}
-R2KD_INLINE Vector<double> scale_by_power(Vector<double> x, Vector<double> n) {
-  using Integer = VectorOf<double>::integer;
-  // n + 1.5 * 2^52 + 1023 leaves n + 1023 in the low bits: no conversion to 64-bit integers needed.
-  const Vector<double> shifted = n + (6755399441055744.0 + 1023.0);
-  return x * reinterpret_cast<Vector<double>>(reinterpret_cast<Integer>(shifted) << 52);
-}
-#endif
-
 template <typename T>
 R2KD_INLINE T horizontal_sum(Vector<T> value) {
   T sum = value[0];
@@ -129,6 +121,17 @@ R2KD_INLINE T horizontal_maximum(Vector<T> value) {
   T largest = value[0];
   for (int lane = 1; lane < kLanes<T>; ++lane) largest = largest > value[lane] ? largest : value[lane];
   return largest;
+}
+
+R2KD_INLINE Vector<double> square_root(Vector<double> value) {
+#if R2KD_VECTOR_BYTES == 64
+  return _mm512_sqrt_pd(value);
+#elif R2KD_VECTOR_BYTES == 32
+  return _mm256_sqrt_pd(value);
+#else
+  for (int lane = 0; lane < kLanes<double>; ++lane) value[lane] = std::sqrt(value[lane]);
+  return value;
+#endif
 }
 
 #if R2KD_VECTOR_BYTES == 64

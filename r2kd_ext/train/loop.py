@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .augment import Seeded
 from .data import Images
+from .interrupt import stop_if_asked
 from .methods import Batch
 
 _EVALUATION_BATCH = 250  # activations of one pass stay in the cache; 1000 takes twice as long
@@ -108,6 +109,7 @@ def fit(
 
     Raises:
         TrainingFailed: a loss is NaN or infinite.
+        KeyboardInterrupt: between two steps, after Ctrl-C (see `interrupt`).
     """
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(train.labels) // recipe.batch_size)
@@ -124,6 +126,7 @@ def fit(
     for number in range(1, recipe.epochs + 1):
         total = 0.0
         for indices in batches(len(train.labels), recipe.batch_size, generator):
+            stop_if_asked()
             images, labels = train.take(indices)
             drawn = torch.randint(2**62, (2,), generator=generator).tolist()
             second = None if view is None else view(images, drawn[1])

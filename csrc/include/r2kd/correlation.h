@@ -30,9 +30,9 @@ struct CorrelationParams {
 // The gradient is  g_ij = (a_i q~_ij - b_i p~_ij) + (A_j q~_ij - B_j p~_ij)  before the softmax.
 // Rows that the mask drops hold nothing and are never read.
 enum RowStat : int {
-  kStudentMax = 0,     // max_j of the student's logits
-  kStudentInvSum = 1,  // 1 / sum_j exp((z_ij - max) / T)
-  kTeacherMax = 2,
+  kStudentOrigin = 0,  // the logit that the exponentials are relative to: the largest or near
+  kStudentInvSum = 1,  // 1 / sum_j of the exponentials, as the backend computes them
+  kTeacherOrigin = 2,
   kTeacherInvSum = 3,
   kRowTeacherCoef = 4,  // a_i
   kRowStudentCoef = 5,  // b_i

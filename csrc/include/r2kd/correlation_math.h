@@ -22,14 +22,19 @@ struct Correlation {
   T r, alpha, beta;
 };
 
+// From norm = sqrt(saa) sqrt(sbb): sqrt(sbb) / sqrt(saa) is norm / saa. T is a number or a register.
+template <typename T, typename Number>
+R2KD_SHARED Correlation<T> correlation_from_norm(T norm, T saa, T sab, Number eps) {
+  const T alpha = Number(1) / (norm + eps);
+  const T r = sab * alpha;
+  const T ratio = norm / saa;
+  const T beta = r * alpha * (saa > Number(0) ? ratio : T{});
+  return {r, alpha, beta};
+}
+
 template <typename T>
 R2KD_SHARED Correlation<T> correlation_from_moments(T saa, T sbb, T sab, T eps) {
-  const T norm_a = std::sqrt(saa);
-  const T norm_b = std::sqrt(sbb);
-  const T alpha = T(1) / (norm_a * norm_b + eps);
-  const T r = sab * alpha;
-  const T beta = norm_a > T(0) ? r * alpha * norm_b / norm_a : T(0);
-  return {r, alpha, beta};
+  return correlation_from_norm(std::sqrt(saa) * std::sqrt(sbb), saa, sab, eps);
 }
 
 }  // namespace r2kd
