@@ -8,22 +8,26 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
 
-# The suite gives the same answer on every run. To search further:
-# pytest --hypothesis-profile=search
-settings.register_profile(
-    "fixed",
-    derandomize=True,
-    deadline=None,
-    max_examples=60,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.register_profile(
-    "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
-)
-settings.load_profile("fixed")
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # a GPU machine without a network; the tests for a GPU do without
+    pass
+else:
+    # The suite gives the same answer on every run. To search further:
+    # pytest --hypothesis-profile=search
+    settings.register_profile(
+        "fixed",
+        derandomize=True,
+        deadline=None,
+        max_examples=60,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.register_profile(
+        "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
+    )
+    settings.load_profile("fixed")
 
 
 def _remember_what_the_interpreter_patches() -> None:
