@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 
 try:
     from hypothesis import HealthCheck, settings
@@ -28,6 +30,25 @@ else:
         "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
     )
     settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With R2KD_TEST_SHARD=1/3, the second of three shares; a test's cases stay together.
+
+    tools/gpu_check.py runs sessions side by side, and has no package that would split them.
+    """
+    shard = os.environ.get("R2KD_TEST_SHARD")
+    if not shard:
+        return
+    which, of = map(int, shard.split("/"))
+    names = [item.name.partition("[")[0] for item in items]
+    loads, share_of = [0] * of, {}
+    for name, count in Counter(names).most_common():
+        share_of[name] = loads.index(min(loads))
+        loads[share_of[name]] += count
+    kept = [item for item, name in zip(items, names, strict=True) if share_of[name] == which]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def _remember_what_the_interpreter_patches() -> None:
