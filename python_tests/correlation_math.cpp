@@ -159,18 +159,17 @@ double correlation_double(const double* student, const double* teacher, int rows
                               inter_weight, intra_weight, eps, centered != 0, stats, grad});
 }
 
-// out: [16], in the order of `ForwardPlan` in the test.
+// out: [17], in the order of `ForwardPlan` in the test.
 void plan_forward(std::int64_t rows, std::int64_t cols, int in_double, int chunk, int centered,
                   int intra, int weighed, int shared_bytes, int most_blocks, std::int64_t* out) {
   const CorrelationParams params{rows, cols, 1, 1, intra ? 1.0 : 0.0, 0, centered != 0};
   const auto plan = cuda::plan_forward(params, in_double != 0, chunk, weighed != 0,
                                        {shared_bytes, most_blocks});
-  const std::int64_t numbers[] = {plan.tiles,       plan.tile_rows,    plan.slices,
-                                  plan.parts,       plan.part_rows,    plan.row_sums,
-                                  plan.row_threads, plan.cluster,      plan.col_sums,
-                                  plan.shared_bytes, plan.launches,    plan.at_row_sums,
-                                  plan.at_counts,   plan.at_col_sums,  plan.at_partials,
-                                  plan.scratch_bytes};
+  const std::int64_t numbers[] = {
+      plan.tiles,         plan.tile_rows,   plan.slices,    plan.parts,       plan.part_rows,
+      plan.row_sums,      plan.row_threads, plan.cluster,   plan.finish_slices, plan.col_sums,
+      plan.shared_bytes,  plan.launches,    plan.at_row_sums, plan.at_counts, plan.at_col_sums,
+      plan.at_partials,   plan.scratch_bytes};
   std::copy(std::begin(numbers), std::end(numbers), out);
 }
 

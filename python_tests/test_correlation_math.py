@@ -166,6 +166,7 @@ class ForwardPlan(NamedTuple):
     row_sums: int
     row_threads: int
     cluster: int
+    finish_slices: int
     col_sums: int
     shared_bytes: int
     launches: int
@@ -210,7 +211,7 @@ def test_forward_plans(
     flags = itertools.product((0, 1), (0, 1), (0, 1))
     for (centered, intra, weighed), rows, cols in itertools.product(flags, ROWS, COLS):
         arguments = (rows, cols, double, chunk, centered, intra, weighed, *device)
-        plan = ForwardPlan(*_numbers(library.plan_forward, arguments, 16))
+        plan = ForwardPlan(*_numbers(library.plan_forward, arguments, 17))
         assert plan.shared_bytes <= device[0], arguments
         assert 1 <= plan.cluster <= min(device[1], 8)
         assert plan.launches <= 4 + weighed
@@ -222,6 +223,10 @@ def test_forward_plans(
             assert plan.slices == 1 or plan.slices * cols <= 256
         else:
             assert 1 <= plan.row_sums <= min(rows, 1024)
+        if intra:
+            columns = 512 // plan.finish_slices
+            assert plan.col_sums == 1 or (plan.col_sums - 1) * columns < cols
+            assert plan.col_sums == 1 or cols <= plan.col_sums * columns
         assert 16 <= plan.at_row_sums <= plan.at_counts <= plan.at_col_sums <= plan.at_partials
         assert plan.at_counts - plan.at_row_sums >= 8 * plan.row_sums
         assert plan.at_col_sums - plan.at_counts >= 8 * plan.parts
@@ -259,7 +264,7 @@ def test_paths(library: ctypes.CDLL) -> None:
 
     def forward(rows: int, cols: int, intra: int = 1, chunk: int = 4) -> ForwardPlan:
         arguments = (rows, cols, 0, chunk, 0, intra, 0, *sm_90)
-        return ForwardPlan(*_numbers(library.plan_forward, arguments, 16))
+        return ForwardPlan(*_numbers(library.plan_forward, arguments, 17))
 
     def backward(rows: int, cols: int, chunk: int = 4) -> BackwardPlan:
         arguments = (rows, cols, 0, chunk, *sm_90)

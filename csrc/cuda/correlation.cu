@@ -1,6 +1,8 @@
 // The entries of the correlation on the GPU: which kernels a call launches, in which order.
 #include "correlation.h"
 
+#include <atomic>
+
 #include "common.cuh"
 #include "device.h"
 
@@ -36,8 +38,16 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
-// The limits of `device`, which is the current one.
+// The limits of `device`, which is the current one. Asked for once: that takes longer than a launch.
 cudaError_t limits_of(int device, DeviceLimits* limits) {
+  constexpr int kRemembered = 64;
+  static std::atomic<int> known_shared[kRemembered], known_blocks[kRemembered];
+  const bool remembered = device >= 0 && device < kRemembered;
+  if (remembered) {
+    limits->most_blocks = known_blocks[device].load(std::memory_order_acquire);
+    limits->shared_bytes = known_shared[device].load(std::memory_order_relaxed);
+    if (limits->most_blocks != 0) return cudaSuccess;
+  }
   int architecture = 0;
   cudaError_t error = cudaDeviceGetAttribute(&limits->shared_bytes,
                                              cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -45,6 +55,10 @@ cudaError_t limits_of(int device, DeviceLimits* limits) {
     error = static_cast<cudaError_t>(compiled_architecture(&architecture));
   }
   limits->most_blocks = architecture >= 90 ? 16 : 1;
+  if (remembered && error == cudaSuccess) {
+    known_shared[device].store(limits->shared_bytes, std::memory_order_relaxed);
+    known_blocks[device].store(limits->most_blocks, std::memory_order_release);
+  }
   return error;
 }
 

@@ -6,13 +6,12 @@ namespace r2kd {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = kFinishColumns * kFinishSlices;
-
 template <typename T>
 struct FinishTask {
   const T* partials;     // [P, M, C]
   const double* counts;  // [P]: kept rows of each part
   int parts;
+  int slices;            // threads that share the parts of a column
   int cols;
   bool centered;
   double col_weight;  // of one column
@@ -36,29 +35,29 @@ __device__ __forceinline__ ColumnSums load_partial(const FinishTask<T>& task, in
   return sums;
 }
 
-// A warp has 32 columns; the warps of a block share the parts.
+// The threads of a block are `slices` times as many columns; each slice has every so-many-th part.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const FinishTask<T> task) {
-  __shared__ ColumnSums slices[kFinishSlices][kFinishColumns];
+__global__ void __launch_bounds__(kFinishThreads) finish_kernel(const FinishTask<T> task) {
+  __shared__ ColumnSums found[kFinishThreads];
   __shared__ double room[32];
-  const int lane = static_cast<int>(threadIdx.x) % kFinishColumns;
-  const int slice = static_cast<int>(threadIdx.x) / kFinishColumns;
-  double loss = 0;  // only in the first warp
-  for (int first = static_cast<int>(blockIdx.x) * kFinishColumns; first < task.cols;
-       first += static_cast<int>(gridDim.x) * kFinishColumns) {
-    const int j = first + lane;
+  const int width = kFinishThreads / task.slices;
+  const int thread = static_cast<int>(threadIdx.x), slice = thread / width;
+  double loss = 0;  // only in the first slice
+  for (int first = static_cast<int>(blockIdx.x) * width; first < task.cols;
+       first += static_cast<int>(gridDim.x) * width) {
+    const int j = first + thread % width;
     ColumnSums sums{};
     if (j < task.cols) {
 #pragma unroll 2
-      for (int part = slice; part < task.parts; part += kFinishSlices) {
+      for (int part = slice; part < task.parts; part += task.slices) {
         sums.merge(load_partial(task, part, j), task.centered);
       }
     }
-    slices[slice][lane] = sums;
+    found[thread] = sums;
     __syncthreads();
     if (slice == 0 && j < task.cols) {
-      for (int other = 1; other < kFinishSlices; ++other) {
-        sums.merge(slices[other][lane], task.centered);
+      for (int other = 1; other < task.slices; ++other) {
+        sums.merge(found[other * width + thread], task.centered);
       }
       loss += 1.0 - store_column_statistics(sums, task.col_weight, task.eps, task.centered,
                                             task.cols, task.stats + j);
@@ -82,6 +81,7 @@ cudaError_t launch_finish(const Call& call, const ForwardPlan& plan, void* stats
     const FinishTask<T> task{reinterpret_cast<const T*>(scratch + plan.at_partials),
                              reinterpret_cast<const double*>(scratch + plan.at_counts),
                              plan.parts,
+                             plan.finish_slices,
                              static_cast<int>(call.params.cols),
                              call.params.centered,
                              call.params.intra_weight / static_cast<double>(call.params.cols),
@@ -90,7 +90,7 @@ cudaError_t launch_finish(const Call& call, const ForwardPlan& plan, void* stats
                              reinterpret_cast<double*>(scratch + plan.at_col_sums),
                              loss_task(call, plan, scratch),
                              static_cast<T*>(loss)};
-    finish_kernel<<<static_cast<unsigned>(plan.col_sums), kThreads, 0, call.stream>>>(task);
+    finish_kernel<<<static_cast<unsigned>(plan.col_sums), kFinishThreads, 0, call.stream>>>(task);
     return cudaGetLastError();
   };
   return call.in_double() ? launch(double{}) : launch(float{});

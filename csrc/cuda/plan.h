@@ -23,8 +23,7 @@ constexpr int kColumnThreads = 128;  // of columns_kernel, which are as many col
 constexpr int kColumnBlockRows = 64;  // rows that a column sums in one number each
 // Threads of a block that shares a row, which take `chunk` numbers at a time.
 R2KD_SHARED constexpr int most_threads(int chunk) { return chunk == 8 ? 256 : 512; }
-constexpr int kFinishColumns = 32;
-constexpr int kFinishSlices = 16;
+constexpr int kFinishThreads = 512;
 constexpr std::int64_t kMaxCols = std::int64_t{1} << 30;
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -43,6 +42,7 @@ struct ForwardPlan {
   int row_sums;            // partial sums of the row term
   int row_threads;         // rows_kernel: threads of a block,
   int cluster;             // and blocks that share a row
+  int finish_slices;       // threads of finish_kernel that share the parts of a column
   std::int64_t col_sums;   // partial sums of the column term; with one, finish_kernel gives the loss
   int shared_bytes;        // dynamic shared memory of tile_kernel
   int launches;
@@ -104,7 +104,8 @@ inline ForwardPlan plan_forward(const CorrelationParams& params, bool in_double,
     }
   }
   if (intra) {
-    plan.col_sums = cols <= 8 * kFinishColumns ? 1 : ceil_div(cols, kFinishColumns);
+    plan.finish_slices = plan.parts <= 16 ? 4 : plan.parts <= 64 ? 8 : 16;
+    plan.col_sums = cols <= 256 ? 1 : ceil_div(cols, kFinishThreads / plan.finish_slices);
     plan.launches += 1;
   }
   if (plan.col_sums != 1) plan.launches += 1;

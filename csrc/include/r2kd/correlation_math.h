@@ -39,6 +39,14 @@ R2KD_SHARED float inverse_of_count(float n) {
 }
 R2KD_SHARED double inverse_of_count(double n) { return 1.0 / n; }
 
+// part / total, likewise; 1 exactly where they are equal.
+template <typename T>
+R2KD_SHARED T ratio_of_counts(T part, T total) {
+  const T inverse = inverse_of_count(total);
+  const T ratio = part * inverse;
+  return std::fma(std::fma(-total, ratio, part), inverse, ratio);
+}
+
 // (value + rest) += change, where value is the rounded sum and rest what the rounding left: Knuth's
 // exact sum of two numbers, of whichever order of magnitude. V is a number or a register of numbers.
 template <typename V>

@@ -136,7 +136,7 @@ struct RowMoments {
   R2KD_SHARED T sum_h(bool centered) const { return centered ? (h + h_rest) * count : h + h_rest; }
 
   R2KD_SHARED void merge_centered(T n, T mean_p, T rest_p, T mean_q, T rest_q, T pp, T qq, T pq) {
-    const T share = n * inverse_of_count(count + n);
+    const T share = ratio_of_counts(n, count + n);
     const T factor = share * count;
     const T dp = (mean_p - e) + (rest_p - e_rest);
     const T dq = (mean_q - h) + (rest_q - h_rest);
@@ -177,7 +177,7 @@ struct ColumnTotal {
     if (!(block_rows > T(0))) return;
     T more_pp = block.pp, more_qq = block.qq, more_pq = block.pq;
     if (centered) {
-      const T share = block_rows * inverse_of_count(rows + block_rows);
+      const T share = ratio_of_counts(block_rows, rows + block_rows);
       const T factor = share * rows;
       const T dp = (block.mean_p - mean_p) + (block.rest_p - rest_p);
       const T dq = (block.mean_q - mean_q) + (block.rest_q - rest_q);
