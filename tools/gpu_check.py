@@ -5,7 +5,7 @@
 Needs torch, Triton, nvcc, CMake, Ninja, pybind11, setuptools and pytest, and no network. Builds
 into build/gpu-check, leaves what is installed alone, prints what became of each step, and ends with
 an error if any failed. Each step has a limit; together they stay below nine minutes. A step that
-was skipped (no compute-sanitizer on the PATH) is no failure.
+was skipped (no compute-sanitizer) is no failure.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def run_together(steps: list[Step], limit: float) -> list[Outcome]:
     running = []
     for step in steps:
         log = FOLDER / f"{step.name.replace(' ', '-')}.log"
+        path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
         with open(log, "w") as file:
             process = subprocess.Popen(
                 step.command, cwd=step.folder, stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(PACKAGES), **step.environment},
+                env={**os.environ, "PYTHONPATH": path, **step.environment},
             )  # fmt: skip
         running.append((step, process, log))
     outcomes = []
@@ -101,6 +102,14 @@ def tests() -> list[Step]:
     ]
 
 
+def find_sanitizer() -> str | None:
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
+    beside = [str(Path(place).parent) for place in (nvcc, nvcc and Path(nvcc).resolve()) if place]
+    return shutil.which(
+        "compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *beside])
+    )
+
+
 def sanitized(sanitizer: str) -> list[Step]:
     # Without torch's cache every tensor is an allocation of its own, past whose end nothing lies.
     return [
@@ -131,9 +140,9 @@ def main() -> None:
     outcomes = run_together([build(f"{major}{minor}")], BUILD)
     if outcomes[0].result == "passed":
         outcomes += run_together(tests(), TESTS)
-        sanitizer = shutil.which("compute-sanitizer")
+        sanitizer = find_sanitizer()
         if sanitizer is None:
-            why = "compute-sanitizer was not found on the PATH"
+            why = "compute-sanitizer was found neither on the PATH nor beside nvcc"
             outcomes.append(Outcome("compute-sanitizer", "skipped", 0, why))
             print(f"=== compute-sanitizer: skipped, {why}")
         else:
