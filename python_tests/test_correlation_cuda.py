@@ -81,7 +81,8 @@ def plan_of(
     return cuda.plan(rows, cols, False, True, intra, student.dtype, teacher.dtype, weighed, 0)
 
 
-# Shape, dtype, path of forward, path of backward with clusters and without.
+# Shape, dtype, path of forward, path of backward with clusters and without. 129 rows are just too
+# many for a forward pass in clusters.
 PATHS = [
     ((64, 100), torch.float32, "tiles", "warp", "warp"),
     ((2100, 1024), torch.float32, "tiles", "warp", "warp"),
@@ -90,8 +91,8 @@ PATHS = [
     ((300, 4096), torch.bfloat16, "rows", "block", "block"),
     ((9, 4097), torch.float64, "rows", "block", "block"),
     ((40, 12_000), torch.float32, "rows", "block", "block"),
-    ((256, 21_841), torch.float32, "rows", "cluster of 2", "stream"),
-    ((130, 32_768), torch.bfloat16, "rows", "cluster of 4", "stream"),
+    ((129, 21_841), torch.float32, "rows", "cluster of 2", "stream"),
+    ((129, 32_768), torch.bfloat16, "rows", "cluster of 4", "stream"),
     ((8, 131_072), torch.bfloat16, "rows, cluster of 8", "cluster of 16", "stream"),
     ((3, 262_144), torch.float32, "rows, cluster of 8", "cluster of 16", "stream"),
     ((2, 1_000_003), torch.float32, "rows, cluster of 8", "stream", "stream"),

@@ -24,7 +24,7 @@ FOLDER = ROOT / "build" / "gpu-check"
 PACKAGES = FOLDER / "packages"
 BACKENDS = ("native", "triton")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SHARDS = {"native": 1, "triton": 3}  # sessions that share a backend's tests
+SHARDS = {"native": 2, "triton": 3}  # sessions that share a backend's tests
 # Seconds. Steps of one group run side by side.
 BUILD, TESTS, SANITIZED, BENCHMARK = 100, 190, 110, 120
 
@@ -95,7 +95,7 @@ def tests() -> list[Step]:
             f"tests of {backend} {shard + 1} of {SHARDS[backend]}",
             [*pytest, "-k", chosen[backend]],
             ROOT / "python_tests",
-            {"R2KD_TEST_SHARD": f"{shard}/{SHARDS[backend]}"},
+            {"R2KD_TEST_SHARD": f"{shard}/{SHARDS[backend]}", "OMP_NUM_THREADS": "3"},
         )
         for backend in BACKENDS
         for shard in range(SHARDS[backend])
