@@ -125,9 +125,8 @@ __device__ __forceinline__ T row_sum(const BackwardTask<T>& task, T x, T* room) 
 }
 
 template <typename T, typename S>
-__global__ void
-    __launch_bounds__(most_threads(kChunk<S>), kBlocks<T, S, most_threads(kChunk<S>)>)
-        backward_kernel(const BackwardTask<T> task) {
+__global__ void __launch_bounds__(most_threads(kChunk<S>), kBlocks<T, S, most_threads(kChunk<S>)>)
+    backward_kernel(const BackwardTask<T> task) {
   constexpr int V = kChunk<S>;
   extern __shared__ double shared[];
   __shared__ T room[33];

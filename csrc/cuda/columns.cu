@@ -16,7 +16,8 @@ struct ColumnsTask {
 };
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kColumnThreads, kBlocks<T, float, kColumnThreads>) columns_kernel(const ColumnsTask<T> task) {
+__global__ void __launch_bounds__(kColumnThreads, kBlocks<T, float, kColumnThreads>)
+    columns_kernel(const ColumnsTask<T> task) {
   const Logits<T>& in = task.logits;
   const int j = static_cast<int>(blockIdx.x) * kColumnThreads + static_cast<int>(threadIdx.x);
   if (j >= in.cols) return;
@@ -48,18 +49,8 @@ __global__ void __launch_bounds__(kColumnThreads, kBlocks<T, float, kColumnThrea
     total.merge(block, rows, block_rows, in.centered);
     rows += block_rows;
   }
-  const std::int64_t cols = in.cols;
-  T* target = task.partials + part * moment_count(in.centered) * cols + j;
-  const ColumnBlock<T> moments = total.rounded();
-  target[0] = moments.pp;
-  target[cols] = moments.qq;
-  target[2 * cols] = moments.pq;
-  if (in.centered) {
-    target[3 * cols] = moments.mean_p;
-    target[4 * cols] = moments.rest_p;
-    target[5 * cols] = moments.mean_q;
-    target[6 * cols] = moments.rest_q;
-  }
+  T* partial = task.partials + part * moment_count(in.centered) * in.cols;
+  store_partial(partial + j, in.cols, total.rounded(), in.centered);
   if (j == 0) task.counts[part] = static_cast<double>(rows);
 }
 

@@ -45,10 +45,6 @@ __device__ __forceinline__ S narrowed(T x) {
   }
 }
 
-inline int dtype_bytes(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
-
 // The matrices and scalars of one call, as the entry point has them.
 struct Call {
   CorrelationParams params;
@@ -221,6 +217,21 @@ __device__ __forceinline__ T block_sum(T x, T* room) {
   for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) total += room[warp];
   __syncthreads();
   return total;
+}
+
+// One column's moments over one part; target: its first number, the next one `cols` further on.
+template <typename T>
+__device__ __forceinline__ void store_partial(T* target, std::int64_t cols,
+                                              const ColumnBlock<T>& block, bool centered) {
+  target[0] = block.pp;
+  target[cols] = block.qq;
+  target[2 * cols] = block.pq;
+  if (centered) {
+    target[3 * cols] = block.mean_p;
+    target[4 * cols] = block.rest_p;
+    target[5 * cols] = block.mean_q;
+    target[6 * cols] = block.rest_q;
+  }
 }
 
 // Weights of the rows in the row term.

@@ -114,7 +114,8 @@ CudaStatus correlation_forward(const CorrelationParams& params, const ConstMatri
 
   if (call.weighed()) error = launch_weigh(call, memory);
   if (error != cudaSuccess) return status_of(error, "weigh_kernel");
-  error = plan.tiles ? launch_tile(call, plan, stats, memory) : launch_rows(call, plan, stats, memory);
+  error = plan.tiles ? launch_tile(call, plan, stats, memory)
+                     : launch_rows(call, plan, stats, memory);
   if (error != cudaSuccess) return status_of(error, plan.tiles ? "tile_kernel" : "rows_kernel");
   if (intra && !plan.tiles) error = launch_columns(call, plan, stats, memory);
   if (error != cudaSuccess) return status_of(error, "columns_kernel");

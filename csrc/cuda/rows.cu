@@ -35,7 +35,8 @@ __device__ __forceinline__ RowMoments<T> from_lane(const RowMoments<T>& mine, in
 
 // Merges the moments of a warp's lanes into those of lane 0.
 template <typename T>
-__device__ __forceinline__ void merge_warp(RowMoments<T>& moments, bool centered, const ExpScale<T>& scale) {
+__device__ __forceinline__ void merge_warp(RowMoments<T>& moments, bool centered,
+                                           const ExpScale<T>& scale) {
 #pragma unroll 1
   for (int distance = 16; distance > 0; distance /= 2) {
     moments.merge(from_lane(moments, distance), centered, scale);
@@ -43,9 +44,8 @@ __device__ __forceinline__ void merge_warp(RowMoments<T>& moments, bool centered
 }
 
 template <typename T, typename S>
-__global__ void
-    __launch_bounds__(most_threads(kChunk<S>), kBlocks<T, S, most_threads(kChunk<S>)>)
-        rows_kernel(const RowsTask<T> task) {
+__global__ void __launch_bounds__(most_threads(kChunk<S>), kBlocks<T, S, most_threads(kChunk<S>)>)
+    rows_kernel(const RowsTask<T> task) {
   constexpr int V = kChunk<S>;
   __shared__ RowMoments<T> warps[most_threads(V) / 32];
   __shared__ RowMoments<T> own;  // of this block, for the first one of a cluster to read

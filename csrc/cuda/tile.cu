@@ -89,22 +89,9 @@ __device__ void store_total(T* totals, int place, int stride, const ColumnTotal<
   for (int k = 0; k < ColumnTotal<T>::kNumbers; ++k) totals[k * stride + place] = numbers[k];
 }
 
-template <typename T>
-__device__ void store_partial(T* target, std::int64_t cols, const ColumnBlock<T>& block,
-                              bool centered) {
-  target[0] = block.pp;
-  target[cols] = block.qq;
-  target[2 * cols] = block.pq;
-  if (centered) {
-    target[3 * cols] = block.mean_p;
-    target[4 * cols] = block.rest_p;
-    target[5 * cols] = block.mean_q;
-    target[6 * cols] = block.rest_q;
-  }
-}
-
 template <typename T, typename S>
-__global__ void __launch_bounds__(kTileThreads, kBlocks<T, float, kTileThreads>) tile_kernel(const TileTask<T> task) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks<T, float, kTileThreads>)
+    tile_kernel(const TileTask<T> task) {
   extern __shared__ double shared[];
   const Logits<T>& in = task.logits;
   const int cols = in.cols, tile_rows = task.tile_rows, slices = task.slices;
