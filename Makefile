@@ -23,11 +23,11 @@ PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 $(BIN)/python -m pytest
 SANITIZED := build/sanitized
 SANITIZER_TESTS := test_correlation.py test_correlation_inputs.py test_correlation_numerics.py
 
-.PHONY: help install test demo bench lint sanitize sdist clean
+.PHONY: help install test demo bench lint cuda-check gpu-check sanitize sdist clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(firstword $(MAKEFILE_LIST))
 
 $(ENVIRONMENT): constraints-dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit( \
@@ -56,6 +56,13 @@ lint: $(INSTALLED)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+cuda-check: $(INSTALLED)  ## compile the CUDA kernels for each architecture; no GPU needed
+	$(BIN)/python tools/cuda_check.py
+
+# With $(PYTHON) as it is, since a GPU machine may have no network to make an environment from.
+gpu-check:  ## all that needs a GPU: tests, compute-sanitizer, benchmark (9 minutes)
+	$(PYTHON) tools/gpu_check.py
 
 # Python itself is not instrumented, so the runtime comes by LD_PRELOAD; libstdc++ with it, since
 # the runtime looks for its exception functions when it starts. Python leaks on purpose at exit.

@@ -26,7 +26,9 @@ def copy_bytes(elements: int, dtype: torch.dtype) -> int:
     return COPY_PASSES * elements * dtype.itemsize
 
 
-def three_streams(elements: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def three_streams(
+    elements: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Two sources and a target for the three-stream copy, each [elements], already written."""
-    a, b, c = (torch.randn(elements).to(dtype) for _ in range(3))
+    a, b, c = (torch.randn(elements, device=device).to(dtype) for _ in range(3))
     return a, b, c

@@ -4,26 +4,51 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from functools import cache
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+import pytest
 
-# The suite gives the same answer on every run. To search further:
-# pytest --hypothesis-profile=search
-settings.register_profile(
-    "fixed",
-    derandomize=True,
-    deadline=None,
-    max_examples=60,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.register_profile(
-    "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
-)
-settings.load_profile("fixed")
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # a GPU machine without a network; the tests for a GPU do without
+    pass
+else:
+    # The suite gives the same answer on every run. To search further:
+    # pytest --hypothesis-profile=search
+    settings.register_profile(
+        "fixed",
+        derandomize=True,
+        deadline=None,
+        max_examples=60,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.register_profile(
+        "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
+    )
+    settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With R2KD_TEST_SHARD=1/3, the second of three shares; a test's cases stay together.
+
+    tools/gpu_check.py runs sessions side by side, and has no package that would split them.
+    """
+    shard = os.environ.get("R2KD_TEST_SHARD")
+    if not shard:
+        return
+    which, of = map(int, shard.split("/"))
+    names = [item.name.partition("[")[0] for item in items]
+    loads, share_of = [0] * of, {}
+    for name, count in Counter(names).most_common():
+        share_of[name] = loads.index(min(loads))
+        loads[share_of[name]] += count
+    kept = [item for item, name in zip(items, names, strict=True) if share_of[name] == which]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def _remember_what_the_interpreter_patches() -> None:

@@ -12,7 +12,7 @@ from cases import make_logits
 
 import r2kd_ext
 from r2kd_ext import backends
-from r2kd_ext.backends import choose
+from r2kd_ext.backends import Won, choose
 
 CPU, CUDA, META = (torch.device(kind) for kind in ("cpu", "cuda", "meta"))
 
@@ -35,16 +35,28 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_has_triton", lambda: False)
 
 
+@pytest.fixture
+def with_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "is_compiled", lambda: True)
+
+
+@pytest.fixture
+def without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "is_compiled", lambda: False)
+
+
 def test_without_a_wish(with_triton: None) -> None:
     assert choose(None, CPU).backend == "native"
     assert choose("triton", CUDA) == ("triton", "asked for")
     assert choose(None, CUDA).backend == "reference"
     assert "not run on a GPU" in choose(None, CUDA).reason
+    assert "backend='triton'" in choose(None, CUDA).reason
     assert choose(None, META) == ("reference", "no kernels for device type 'meta' in this version")
 
 
-def test_without_triton(without_triton: None) -> None:
-    assert choose(None, CUDA) == ("reference", "the package triton is not installed")
+def test_without_triton(without_triton: None, without_cuda_kernels: None) -> None:
+    reason = "neither CUDA kernels nor the package triton are installed"
+    assert choose(None, CUDA) == ("reference", reason)
     with pytest.raises(ValueError, match=r'backend "triton" needs the package triton'):
         choose("triton", CUDA)
 
@@ -63,9 +75,34 @@ def test_triton_takes_cpu_tensors_in_the_interpreter(
     assert choose(None, CPU).backend == "native"
 
 
-def test_native_takes_no_gpu_tensors() -> None:
-    with pytest.raises(ValueError, match=r'backend "native" takes CPU tensors .*cuda'):
+def test_native_takes_gpu_tensors_where_it_was_compiled_for_them(
+    with_cuda_kernels: None,
+) -> None:
+    assert choose("native", CUDA) == ("native", "asked for")
+    with pytest.raises(ValueError, match=r'backend "native" takes CPU and CUDA tensors, got .*xpu'):
+        choose("native", torch.device("xpu"))
+
+
+def test_native_without_cuda_kernels(without_cuda_kernels: None) -> None:
+    message = r'backend "native" has no CUDA kernels .*on cuda; .*R2KD_CUDA=on.*use None'
+    with pytest.raises(ValueError, match=message):
         choose("native", CUDA)
+
+
+def test_a_gpu_takes_the_first_backend_that_has_won(
+    with_triton: None, with_cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    won = (Won("native", 1, 4096), Won("triton", 1, 10**6))
+    monkeypatch.setattr(backends, "WON", won)
+    assert [choose(None, CUDA, classes).backend for classes in (100, 4096, 4097, 10**6)] == [
+        "native", "native", "triton", "triton",
+    ]  # fmt: skip
+    assert choose(None, CUDA, 10**6 + 1).backend == "reference"
+    assert choose(None, CUDA).backend == "native"  # build_info asks without a number of classes
+    assert choose(None, CPU, 100).backend == "native"
+    assert choose("triton", CUDA, 100).backend == "triton"
+    monkeypatch.setattr(backends, "is_compiled", lambda: False)
+    assert choose(None, CUDA, 100).backend == "triton"
 
 
 def test_import_takes_no_triton() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from test_correlation_numerics import POISON, ruled_out
 from torch import Tensor
 
 import r2kd_ext
+from r2kd_ext.backends import cuda
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +35,24 @@ pytestmark = [
         not torch.cuda.is_available(), reason="GPU tests skipped: torch sees no CUDA device"
     ),
 ]
-each_backend = pytest.mark.parametrize("backend", ["triton"])
+each_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(
+            "native",
+            marks=pytest.mark.skipif(
+                not cuda.is_compiled(), reason="backend 'native' skipped: built without CUDA"
+            ),
+        ),
+        pytest.param(
+            "triton",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("triton") is None,
+                reason="backend 'triton' skipped: the package triton is not installed",
+            ),
+        ),
+    ],
+)
 each_correlation = pytest.mark.parametrize("correlation", ["cosine", "pearson"])
 GIB = 2**30
 
@@ -61,6 +80,13 @@ def without_synchronisation() -> Iterator[None]:
 # Thinner than the CPU's: each combination of terms, block, dtype and mask is a kernel to compile,
 # a second each.
 
+MIXED = [
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.float16, torch.bfloat16),
+    (torch.float64, torch.float32),
+    (torch.bfloat16, torch.float64),
+]
 both_terms = pytest.mark.parametrize("setting", SETTINGS[:2], ids=lambda s: s.name)
 each_term = pytest.mark.parametrize(
     "setting", [SETTINGS[1], SETTINGS[3], SETTINGS[5]], ids=lambda s: s.name
@@ -95,6 +121,16 @@ def test_dtypes(shape: Shape, dtype: torch.dtype, backend: str) -> None:
 def test_mask(shape: Shape, setting: Setting, backend: str) -> None:
     mask = make_mask(shape.rows)
     check(backend, *make_logits(shape.rows, shape.classes), **setting.options, mask=mask)
+
+
+@each_backend
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+@pytest.mark.parametrize("shape", [(33, 65), (5, 9001)], ids=str)
+def test_mixed_dtypes(
+    shape: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype], backend: str
+) -> None:
+    logits = make_logits(*shape, dtype=dtypes[0], teacher_dtype=dtypes[1])
+    check(backend, *logits, correlation="pearson")
 
 
 @each_backend
@@ -136,6 +172,28 @@ def test_layouts(layout: str, dtype: torch.dtype, correlation: str, backend: str
     got = run(loss_of(backend), *lain, correlation=correlation)
     got = Outcome(got.loss.cpu(), got.grad.cpu())
     assert_true(got, student, teacher, correlation=correlation)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_long_rows(layout: str, dtype: torch.dtype, backend: str) -> None:
+    """Without columns, rows that lie well are read 16 bytes at a time, and only these may be."""
+    student, teacher = make_logits(5, 4104, dtype=dtype)
+    lain = [LAYOUTS[layout](x.cuda()) for x in (student, teacher)]
+    got = run(loss_of(backend), *lain, intra_weight=0.0)
+    got = Outcome(got.loss.cpu(), got.grad.cpu())
+    assert_true(got, student, teacher, intra_weight=0.0)
+
+
+@each_backend
+@pytest.mark.parametrize("classes", [10, 2100])
+def test_runs_of_dropped_rows(classes: int, backend: str) -> None:
+    """Parts of the batch that no row is kept of, at both ends and in between."""
+    student, teacher = make_logits(1500, classes)
+    mask = torch.zeros(1500, dtype=torch.bool)
+    mask[700:720] = mask[1200] = True
+    check(backend, student, teacher, correlation="pearson", mask=mask)
 
 
 @each_backend
@@ -320,10 +378,11 @@ def test_strides_beyond_32_bits(backend: str) -> None:
 def test_opcheck(dtype: torch.dtype, backend: str) -> None:
     student, teacher = (x.cuda() for x in make_logits(6, 21, dtype=dtype))
     arguments = (student, teacher, make_mask(6).cuda(), 1.0, True, 1.0, 1.0)
-    torch.library.opcheck(torch.ops.r2kd.correlation, (*arguments, 1e-8))
-    loss, stats = torch.ops.r2kd.correlation(*arguments, 1e-8)
+    which = {"triton": backend == "triton"}
+    torch.library.opcheck(torch.ops.r2kd.correlation, (*arguments, 1e-8), which)
+    loss, stats = torch.ops.r2kd.correlation(*arguments, 1e-8, **which)
     backward = (torch.full_like(loss, 2.0), *arguments[:3], stats, *arguments[3:])
-    torch.library.opcheck(torch.ops.r2kd.correlation_backward, backward)
+    torch.library.opcheck(torch.ops.r2kd.correlation_backward, backward, which)
 
 
 @each_backend
@@ -337,11 +396,10 @@ def test_compiled(correlation: str, backend: str) -> None:
 
 
 def test_choice() -> None:
-    """A GPU tensor goes to the Triton kernels, to no reference in silence."""
-    assert r2kd_ext.build_info()["ops"]["correlation"]["cuda"]["backend"] == "triton"
+    """Without a wish a GPU tensor gets what build_info() says, and nothing else."""
     student, teacher = make_logits(33, 65)
-    default, asked = (on_gpu(backend, student, teacher) for backend in (None, "triton"))
+    chosen = r2kd_ext.build_info()["ops"]["correlation"]["cuda"]
+    assert chosen["reason"]
+    default, asked = (on_gpu(backend, student, teacher) for backend in (None, chosen["backend"]))
     assert_same_bits(default.loss, asked.loss)
     assert_same_bits(default.grad, asked.grad)
-    with pytest.raises(ValueError, match=r"native.*CPU.*cuda"):
-        on_gpu("native", student, teacher)

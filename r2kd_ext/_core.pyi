@@ -1,4 +1,4 @@
-"""Types of the compiled core (csrc/bindings.cpp), for type checkers."""
+"""Types of the compiled core (csrc/bindings*.cpp), for type checkers."""
 
 from typing import TypedDict
 
@@ -29,8 +29,17 @@ class CorrelationState:
         /,
     ) -> None: ...
 
+class CudaPlan(TypedDict):
+    scratch_bytes: int
+    forward_launches: int
+    forward: str
+    backward: str
+
 ROW_STATS: int
 COL_STATS: int
+MAX_RANK_COLS: int
+CUDA_COMPILED: bool
+MAX_CUDA_COLS: int
 
 def build_info() -> BuildInfo: ...
 def correlation_forward_contiguous(
@@ -96,6 +105,68 @@ def correlation_backward(
     stats: int,
     grad_student: int,
     threads: int,
+    /,
+) -> None: ...
+def cuda_correlation_plan(
+    rows: int,
+    cols: int,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    student_dtype: int,
+    teacher_dtype: int,
+    weighed: bool,
+    device: int,
+    /,
+) -> CudaPlan: ...
+def cuda_correlation_forward(
+    rows: int,
+    cols: int,
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    eps: float,
+    student: int,
+    student_row_stride: int,
+    student_col_stride: int,
+    student_dtype: int,
+    teacher: int,
+    teacher_row_stride: int,
+    teacher_col_stride: int,
+    teacher_dtype: int,
+    mask: int,
+    mask_stride: int,
+    sample_weight: int,
+    loss: int,
+    stats: int,
+    scratch: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def cuda_correlation_backward(
+    rows: int,
+    cols: int,
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    student: int,
+    student_row_stride: int,
+    student_col_stride: int,
+    student_dtype: int,
+    teacher: int,
+    teacher_row_stride: int,
+    teacher_col_stride: int,
+    teacher_dtype: int,
+    mask: int,
+    mask_stride: int,
+    grad_loss: int,
+    stats: int,
+    grad_student: int,
+    device: int,
+    stream: int,
     /,
 ) -> None: ...
 

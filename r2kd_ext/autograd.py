@@ -42,17 +42,21 @@ class CorrelationFunction(torch.autograd.Function):
         mask: Tensor | None,  # one bool per row
         options: CorrelationOptions,
         sample_weight: Tensor | None,  # [B] float64
-        interpreted: bool,  # whether Triton's interpreter takes the place of the ops
+        backend: str,  # "native" or "triton"
     ) -> Tensor:
-        forward: Any = triton.correlation if interpreted else ops.correlation
-        loss, stats = forward(*flatten_rows(student, teacher, mask), *options, sample_weight)
+        rows = flatten_rows(student, teacher, mask)
+        arguments: Any = (*rows, *options, sample_weight)
+        if backend == "triton" and student.device.type == "cpu":  # Triton's interpreter
+            loss, stats = triton.correlation(*arguments)
+        else:
+            loss, stats = ops.correlation(*arguments, triton=backend == "triton")
         # Teachers are often run in inference mode. Such logits cannot be saved, since they have no
         # version counter that would tell of a change in place; they are kept as they are.
         inferred = not torch.compiler.is_compiling() and teacher.is_inference()
         ctx.inferred = teacher if inferred else None
         ctx.save_for_backward(student, None if inferred else teacher, mask, stats, sample_weight)
         ctx.options = options
-        ctx.interpreted = interpreted
+        ctx.backend = backend
         return loss
 
     @staticmethod
@@ -63,8 +67,11 @@ class CorrelationFunction(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = _differentiable_gradient(grad_loss, *rows, ctx.options, sample_weight)
         else:
-            backward = triton.correlation_backward if ctx.interpreted else ops.correlation_backward
-            grad = backward(grad_loss, *rows, stats, *ctx.options[:4])
+            arguments = (grad_loss, *rows, stats, *ctx.options[:4])
+            if ctx.backend == "triton" and student.device.type == "cpu":
+                grad = triton.correlation_backward(*arguments)
+            else:
+                grad = ops.correlation_backward(*arguments, triton=ctx.backend == "triton")
         return grad.reshape(student.shape), None, None, None, None, None
 
 

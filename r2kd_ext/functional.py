@@ -85,8 +85,9 @@ def correlation_kd(
         group: process group over which the loss is exact; must be None in this version.
         backend: None chooses (`build_info()["ops"]` says what and why): the environment variable
             R2KD_BACKEND as it is at import, else "native" on the CPU and "reference" on a GPU; or
-            "native" (CPU), "triton" (GPU; CPU tensors where TRITON_INTERPRET=1), "reference". The
-            rank term has kernels on the CPU alone and runs as the reference elsewhere.
+            "native" (the compiled kernels: CPU, and CUDA where built with it), "triton" (GPU; CPU
+            tensors where TRITON_INTERPRET=1), "reference". The rank term has kernels on the CPU
+            alone and runs as the reference elsewhere.
 
     Returns:
         Scalar of dtype float32, or float64 where either input is float64. Sums are accumulated in
@@ -122,7 +123,7 @@ def correlation_kd(
     arguments.check_logits(student_logits, teacher_logits)
     arguments.check_mask(mask, student_logits)
     arguments.check_sample_weight(sample_weight, student_logits)
-    chosen = choose(backend, student_logits.device).backend
+    chosen = choose(backend, student_logits.device, student_logits.shape[-1]).backend
     teacher = teacher_logits.detach()
     weight = None if sample_weight is None else sample_weight.detach().double().reshape(-1)
     rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
@@ -132,16 +133,13 @@ def correlation_kd(
         if rank_weight == 0:
             return loss
         return loss + reference.rank_loss(*rows, rank_options, weight)
-    interpreted = chosen == "triton" and student_logits.device.type == "cpu"
     call = None
-    if not compiling and not interpreted and weight is None:
+    if not compiling and chosen == "native" and weight is None:
         call = native.contiguous_call(student_logits, teacher)
     if call is not None:
         loss = apply_contiguous(student_logits, teacher, mask, options, call)
     else:
-        loss = CorrelationFunction.apply(
-            student_logits, teacher, mask, options, weight, interpreted
-        )
+        loss = CorrelationFunction.apply(student_logits, teacher, mask, options, weight, chosen)
     if rank_weight == 0:
         return loss
     return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight)

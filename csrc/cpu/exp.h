@@ -14,36 +14,16 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 
+#include "r2kd/exp_math.h"
 #include "simd.h"
 
 namespace r2kd {
 namespace R2KD_ISA {
 
-R2KD_INLINE Vector<float> exp2_polynomial(Vector<float> f) {
-  Vector<float> y = f * 0.00015594678161326619f + 0.0013406643902351760f;
-  y = y * f + 0.0096176929729930623f;
-  y = y * f + 0.055503105510137972f;
-  y = y * f + 0.24022652782887738f;
-  y = y * f + 0.69314721496802790f;
-  return y * f + 1.0f;
-}
-
-R2KD_INLINE Vector<double> exp2_polynomial(Vector<double> f) {
-  Vector<double> y = f * 4.0780719295883367e-10 + 7.0725704128144235e-9;
-  y = y * f + 1.0180647659234139e-7;
-  y = y * f + 1.3215442675329822e-6;
-  y = y * f + 1.5252727385193868e-5;
-  y = y * f + 1.5403530441572130e-4;
-  y = y * f + 1.3333558153439965e-3;
-  y = y * f + 9.6181291076070024e-3;
-  y = y * f + 5.5504108664790395e-2;
-  y = y * f + 0.24022650695910098;
-  y = y * f + 0.69314718055994570;
-  return y * f + 1.0;
-}
+R2KD_INLINE Vector<float> exp2_polynomial(Vector<float> f) { return exp2_polynomial_float(f); }
+R2KD_INLINE Vector<double> exp2_polynomial(Vector<double> f) { return exp2_polynomial_double(f); }
 
 // The exponentials of one row, times `scale`. `subtracts`: of z - origin, at one operation more; then
 // equal logits give 1 exactly, and any origin will do.
@@ -57,8 +37,7 @@ class RowExp {
     high_ = broadcast<T>(high);
     low_ = broadcast<T>(low);
     shift_ = broadcast<T>(shift);
-    bound_ = broadcast<T>(bound > -std::numeric_limits<T>::max() ? bound
-                                                                 : -std::numeric_limits<T>::max());
+    bound_ = broadcast<T>(bound > kLowest<T> ? bound : kLowest<T>);
     origin_ = broadcast<T>(origin);
     set_scale(scale);
   }
@@ -157,31 +136,25 @@ class RowExp {
 template <typename T>
 class ScaledExp {
  public:
-  explicit ScaledExp(double temperature) {
-    const double c = kLog2E / temperature;
-    high_ = static_cast<T>(c);
-    inverse_ = static_cast<T>(temperature / kLog2E);
-    // What c lost to float, or to the rounding of the division and of log2(e) itself.
-    low_ = static_cast<T>(sizeof(T) == 4 ? c - static_cast<double>(high_)
-                                         : (std::fma(-c, temperature, kLog2E) + kLog2ETail) / temperature);
-  }
+  explicit ScaledExp(double temperature)
+      : scale_(exp_scale<T>(temperature, kLargestPower<T>)),
+        inverse_(static_cast<T>(1 / exp_scale<double>(temperature, kLargestPower<double>).high)) {}
 
   // Whether this origin can be taken off the grid; else it is to be subtracted.
-  bool takes(T origin) const { return std::abs(origin * high_) < RowExp<T, false>::kLimit; }
+  bool takes(T origin) const { return std::abs(origin * scale_.high) < RowExp<T, false>::kLimit; }
 
   // Whether exponentials relative to `origin` stay below 2^48 up to `largest`: their squares, and the
   // sums of these, then stay within a float.
-  bool spans(T origin, T largest) const { return (largest - origin) * high_ < T(48); }
+  bool spans(T origin, T largest) const { return (largest - origin) * scale_.high < T(48); }
 
   template <bool subtracts>
   RowExp<T, subtracts> of_row(T origin, T scale = T(1)) const {
-    return RowExp<T, subtracts>(high_, low_, inverse_, origin, scale);
+    return RowExp<T, subtracts>(scale_.high, scale_.low, inverse_, origin, scale);
   }
 
  private:
-  static constexpr double kLog2E = 1.4426950408889634;  // rounded to double
-  static constexpr double kLog2ETail = 2.0355273740931033e-17;
-  T high_, low_, inverse_;
+  ExpScale<T> scale_;
+  T inverse_;
 };
 
 }  // namespace R2KD_ISA

@@ -34,4 +34,15 @@ CudaInfo cuda_info() {
   return info;
 }
 
+namespace cuda {
+
+int compiled_architecture(int* architecture) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  *architecture = error == cudaSuccess ? attributes.ptxVersion : 0;
+  return static_cast<int>(error);
+}
+
+}  // namespace cuda
+
 }  // namespace r2kd

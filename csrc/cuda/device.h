@@ -15,4 +15,12 @@ struct CudaInfo {
 
 CudaInfo cuda_info();
 
+namespace cuda {
+
+// The architecture that the code which the current device runs was compiled for, as 90 for sm_90:
+// less than the device's own where only older code could be adapted to it. Returns a cudaError_t.
+int compiled_architecture(int* architecture);
+
+}  // namespace cuda
+
 }  // namespace r2kd

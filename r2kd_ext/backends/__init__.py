@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .cuda import is_compiled
 from .triton import interpreted
 
 BACKENDS = ("native", "triton", "reference")
@@ -25,13 +26,51 @@ class Choice(NamedTuple):
     reason: str
 
 
+class Won(NamedTuple):
+    """Numbers of classes for which a backend is a GPU's choice, from the first to the last."""
+
+    backend: str
+    first: int
+    last: int
+
+
+# In order of preference. A line needs the tests passed on a GPU (docs/gpu.md) and a benchmark row
+# won there (benchmarks/results/). No GPU has run anything yet.
+WON: tuple[Won, ...] = ()
+
+
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def choose(backend: str | None, device: torch.device) -> Choice:
-    """The backend for tensors on `device`, given the user's wish (None: R2KD_BACKEND, or no wish).
+def _obstacle(backend: str, device: torch.device) -> str | None:
+    """Why the kernels of a backend cannot take tensors on `device`, or None."""
+    if backend == "native":
+        if device.type == "cpu":
+            return None
+        if device.type != "cuda":
+            return f"takes CPU and CUDA tensors, got a tensor on {device}"
+        if is_compiled():
+            return None
+        return (
+            f"has no CUDA kernels in this installation, got a tensor on {device}; install it again "
+            "with nvcc on the PATH (R2KD_CUDA=on makes the lack of it an error)"
+        )
+    if device.type not in _TRITON_DEVICES and not (device.type == "cpu" and interpreted()):
+        return (
+            f"takes tensors on a GPU ({', '.join(_TRITON_DEVICES)}), and CPU tensors where "
+            "TRITON_INTERPRET=1 is set (Triton's interpreter, for tests), got a tensor on "
+            f"{device}"
+        )
+    return None if _has_triton() else "needs the package triton, which is not installed"
+
+
+def choose(backend: str | None, device: torch.device, classes: int | None = None) -> Choice:
+    """The backend for logits of `classes` classes on `device`, given the user's wish.
+
+    A wish of None leaves it to R2KD_BACKEND, and where that is not set either, to what is known
+    about the device and the classes (None: of any number).
 
     Raises ValueError for an unknown backend, one that cannot take tensors of this device, and one
     that is not installed.
@@ -40,32 +79,17 @@ def choose(backend: str | None, device: torch.device) -> Choice:
     if backend is None and WISH is not None:
         name, given, asked = "environment variable R2KD_BACKEND", WISH, "R2KD_BACKEND asks for it"
     if given is None:
-        return _choose_without_wish(device)
+        return _choose_without_wish(device, classes)
     if given == "reference":
         return Choice("reference", asked)
-    if given == "native":
-        if device.type != "cpu":
-            raise ValueError(
-                f'{name} "native" takes CPU tensors in this version, got a tensor on '
-                f"{device}; use None, 'triton' or 'reference'"
-            )
-        return Choice("native", asked)
-    if given == "triton":
-        if device.type not in _TRITON_DEVICES and not (device.type == "cpu" and interpreted()):
-            raise ValueError(
-                f'{name} "triton" takes tensors on a GPU ({", ".join(_TRITON_DEVICES)}), and CPU '
-                "tensors where TRITON_INTERPRET=1 is set (Triton's interpreter, for tests), got a "
-                f"tensor on {device}; use None or 'reference'"
-            )
-        if not _has_triton():
-            raise ValueError(
-                f'{name} "triton" needs the package triton, which is not installed; '
-                "use None or 'reference'"
-            )
-        return Choice("triton", asked)
-    none = "None" if given is backend else "unset"
-    accepted = ", ".join(map(repr, BACKENDS))
-    raise ValueError(f"{name} must be {none} or one of {accepted}, got {given!r}")
+    if given not in BACKENDS:
+        none = "None" if given is backend else "unset"
+        accepted = ", ".join(map(repr, BACKENDS))
+        raise ValueError(f"{name} must be {none} or one of {accepted}, got {given!r}")
+    obstacle = _obstacle(given, device)
+    if obstacle is not None:
+        raise ValueError(f"{name} \"{given}\" {obstacle}; use None or 'reference'")
+    return Choice(given, asked)
 
 
 def choose_ranks(backend: str | None, device: torch.device) -> Choice:
@@ -77,14 +101,18 @@ def choose_ranks(backend: str | None, device: torch.device) -> Choice:
     return Choice("reference", f"no rank kernels for device type {device.type!r} in this version")
 
 
-def _choose_without_wish(device: torch.device) -> Choice:
+def _choose_without_wish(device: torch.device, classes: int | None) -> Choice:
     if device.type == "cpu":
         return Choice("native", "compiled CPU kernels")
-    if device.type in _TRITON_DEVICES:
-        # A kernel becomes the default where it has passed its tests and won a benchmark row.
-        if _has_triton():
-            return Choice(
-                "reference", "the Triton kernels have not run on a GPU yet; backend='triton' asks"
-            )
-        return Choice("reference", "the package triton is not installed")
-    return Choice("reference", f"no kernels for device type {device.type!r} in this version")
+    if device.type not in _TRITON_DEVICES:
+        return Choice("reference", f"no kernels for device type {device.type!r} in this version")
+    usable = [name for name in ("native", "triton") if _obstacle(name, device) is None]
+    for backend, first, last in WON:
+        if backend in usable and (classes is None or first <= classes <= last):
+            return Choice(backend, f"verified and fastest from {first} to {last} classes")
+    if not usable:
+        return Choice("reference", "neither CUDA kernels nor the package triton are installed")
+    if WON:
+        return Choice("reference", "no kernels that are verified and fastest for these classes")
+    names = " or ".join(f"backend={name!r}" for name in usable)
+    return Choice("reference", f"the kernels have not run on a GPU yet; {names} asks for them")

@@ -3,13 +3,7 @@
 
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define R2KD_SHARED __host__ __device__ __forceinline__
-#else
-// Inlined without exception: the CPU kernels are compiled for several instruction sets, and the
-// linker would otherwise keep one copy of the function for all of them.
-#define R2KD_SHARED inline __attribute__((always_inline))
-#endif
+#include "r2kd/shared.h"
 
 namespace r2kd {
 
@@ -22,7 +16,18 @@ struct Correlation {
   T r, alpha, beta;
 };
 
-// From norm = sqrt(saa) sqrt(sbb): sqrt(sbb) / sqrt(saa) is norm / saa. T is a number or a register.
+template <typename T>
+R2KD_SHARED Correlation<T> correlation_from_moments(T saa, T sbb, T sab, T eps) {
+  const T norm_a = std::sqrt(saa);
+  const T norm_b = std::sqrt(sbb);
+  const T alpha = T(1) / (norm_a * norm_b + eps);
+  const T r = sab * alpha;
+  const T beta = norm_a > T(0) ? r * alpha * norm_b / norm_a : T(0);
+  return {r, alpha, beta};
+}
+
+// The same from norm = sqrt(saa) sqrt(sbb), since sqrt(sbb) / sqrt(saa) is norm / saa. T is a number or
+// a register of numbers.
 template <typename T, typename Number>
 R2KD_SHARED Correlation<T> correlation_from_norm(T norm, T saa, T sab, Number eps) {
   const T alpha = Number(1) / (norm + eps);
@@ -32,9 +37,66 @@ R2KD_SHARED Correlation<T> correlation_from_norm(T norm, T saa, T sab, Number ep
   return {r, alpha, beta};
 }
 
-template <typename T>
-R2KD_SHARED Correlation<T> correlation_from_moments(T saa, T sbb, T sab, T eps) {
-  return correlation_from_norm(std::sqrt(saa) * std::sqrt(sbb), saa, sab, eps);
+// 1 / n for a count n >= 1, to the last digit or nearly. On the GPU a division that is rounded for
+// all floats ends in a call, whose registers spill; counts need none of it.
+R2KD_SHARED float inverse_of_count(float n) {
+#if defined(__CUDA_ARCH__)
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(n));
+  return std::fma(std::fma(-n, inverse, 1.0f), inverse, inverse);
+#else
+  return 1.0f / n;
+#endif
 }
+R2KD_SHARED double inverse_of_count(double n) { return 1.0 / n; }
+
+// part / total, likewise; 1 exactly where they are equal.
+template <typename T>
+R2KD_SHARED T ratio_of_counts(T part, T total) {
+  const T inverse = inverse_of_count(total);
+  const T ratio = part * inverse;
+  return std::fma(std::fma(-total, ratio, part), inverse, ratio);
+}
+
+// (value + rest) += change, where value is the rounded sum and rest what the rounding left: Knuth's
+// exact sum of two numbers, of whichever order of magnitude. V is a number or a register of numbers.
+template <typename V>
+R2KD_SHARED void add_to_split(V& value, V& rest, V change) {
+  change += rest;
+  const V sum = value + change;
+  const V taken = sum - value;
+  rest = (value - (sum - taken)) + (change - taken);
+  value = sum;
+}
+
+// Moments of one column, or of a register of columns, over the rows of a block: sums of squares and
+// of products, and where centred the means (in two parts) and the sums of the deviations' products.
+// A mean is kept in two parts because, rounded to one, it would lose at every row what matters where
+// the deviations are small beside it, or where a row far from the others has passed.
+template <typename V>
+struct ColumnBlock {
+  V pp, qq, pq, mean_p, rest_p, mean_q, rest_q;
+
+  R2KD_SHARED void add(V p, V q) {
+    pp += p * p;
+    qq += q * q;
+    pq += p * q;
+  }
+
+  // Welford's update with p = e p_scale and q = h q_scale. With this row there are n rows: the mean
+  // moves by d / n and the sum of squares by d^2 (n - 1) / n. The form d (p - new mean) would take p
+  // twice, once rounded and once inside a fused operation.
+  // inverse: 1 / n, factor: (n - 1) / n
+  template <typename S>
+  R2KD_SHARED void add_centered(V e, S p_scale, V h, S q_scale, S inverse, S factor) {
+    const V dp = (e * p_scale - mean_p) - rest_p;
+    const V dq = (h * q_scale - mean_q) - rest_q;
+    add_to_split(mean_p, rest_p, static_cast<V>(dp * inverse));
+    add_to_split(mean_q, rest_q, static_cast<V>(dq * inverse));
+    pp += dp * dp * factor;
+    qq += dq * dq * factor;
+    pq += dp * dq * factor;
+  }
+};
 
 }  // namespace r2kd

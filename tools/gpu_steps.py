@@ -1,0 +1,54 @@
+"""Forward and backward of small shapes on the GPU, for compute-sanitizer to watch.
+
+    python tools/gpu_steps.py BACKEND
+
+Every kernel runs, with and without mask; Triton's, whose compilation takes most of the time, in one
+dtype alone. Values are not judged here.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from r2kd_ext import correlation_kd
+
+# Few and many classes, widths that are no multiple of anything, and rows that are shared by blocks.
+SHAPES = {
+    "native": [
+        (1, 1),
+        (7, 13),
+        (64, 100),
+        (33, 1000),
+        (9, 1025),
+        (3, 4104),
+        (2, 9001),
+        (2, 33_000),
+    ],
+    "triton": [(7, 13), (33, 1000), (9, 2100), (3, 4104)],
+}
+DTYPES = {"native": [torch.float32, torch.bfloat16, torch.float64], "triton": [torch.float32]}
+
+
+def main() -> None:
+    (backend,) = sys.argv[1:]
+    for rows, classes in SHAPES[backend]:
+        for dtype in DTYPES[backend]:
+            student = torch.randn(rows, classes, device="cuda", dtype=dtype, requires_grad=True)
+            teacher = torch.randn(rows, classes, device="cuda", dtype=dtype)
+            mask = torch.arange(rows, device="cuda") % 3 != 1
+            for correlation, intra_weight, kept in (
+                ("cosine", 2.0, None), ("pearson", 2.0, mask), ("pearson", 0.0, None),
+            ):  # fmt: skip
+                loss = correlation_kd(
+                    student, teacher, correlation=correlation, intra_weight=intra_weight,
+                    mask=kept, backend=backend,
+                )  # fmt: skip
+                loss.backward()
+    torch.cuda.synchronize()
+    print(f"{backend}: {len(SHAPES[backend])} shapes, {len(DTYPES[backend])} dtypes")
+
+
+if __name__ == "__main__":
+    main()
