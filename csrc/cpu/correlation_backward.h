@@ -153,7 +153,6 @@ void backward_rows(const Call& call, Range rows, T grad_loss, const T* stats, T*
                                : entries(scaled_exp.template of_row<true>(z_origin, p_scale),
                                          scaled_exp.template of_row<true>(y_origin, q_scale));
     delayed.take(GradientRow<T>(grad_student, call.student.dtype, offset, bypass), static_cast<T>(dot));
-    if (!bypass) delayed.finish();  // in the caches there is no traffic to hide
   }
   delayed.finish();
   if (bypass) end_stream();

@@ -176,6 +176,9 @@ double forward_rows(const Call& call, Range rows, double row_weight,
   const std::int64_t cols = params.cols, width = padded<T>(cols);
   const int limit = group_rows<T>(cols);
   const std::int64_t first = cols < kLanes<T> ? cols : kLanes<T>;  // columns that make the guess
+  // Guesses of short rows are made together, so that these rows do not wait for each other; the first
+  // columns of longer ones would be read before they have been fetched.
+  const int ahead = cols <= 256 ? kMaxGroup : 1;
   T* e = scratch;                  // [limit, C padded]
   T* h = scratch + limit * width;  // [limit, C padded]
   const ScaledExp<T> scaled_exp(params.temperature);
@@ -190,11 +193,13 @@ double forward_rows(const Call& call, Range rows, double row_weight,
   for (std::int64_t next = rows.begin; next < rows.end;) {
     const int count = next_group(call, next, rows.end, limit, kept);
     for (int i = 0; i < count; ++i) {
-      z[i] = row_of<T, stored>(call.student, kept[i], cols, e + i * width);
-      y[i] = row_of<T, stored>(call.teacher, kept[i], cols, h + i * width);
-      origin[i] = row_maxima(z[i], y[i], first);
-    }
-    for (int i = 0; i < count; ++i) {
+      if (i % ahead == 0) {
+        for (int next = i; next < count && next < i + ahead; ++next) {
+          z[next] = row_of<T, stored>(call.student, kept[next], cols, e + next * width);
+          y[next] = row_of<T, stored>(call.teacher, kept[next], cols, h + next * width);
+          origin[next] = row_maxima(z[next], y[next], first);
+        }
+      }
       origin[i] = row_exponentials<T, stored, centered, products>(
           call, scaled_exp, kept[i], z[i], y[i], origin[i], e + i * width, h + i * width, sums, i);
     }
