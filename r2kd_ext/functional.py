@@ -106,9 +106,10 @@ def correlation_kd(
         temperature, correlation, inter_weight, intra_weight,
         rank_weight, rank, rank_strength, temperature_scaling, eps,
     )  # fmt: skip
+    hard_rank_weight = rank_weight if rank == "hard" else 0.0
     if (
         mask is None
-        and rank_weight == 0
+        and rank_weight == hard_rank_weight
         and sample_weight is None
         and group is None
         and not compiling
@@ -116,35 +117,45 @@ def correlation_kd(
         and (call := native.contiguous_call(student_logits, teacher_logits)) is not None
         and not teacher_logits.requires_grad
     ):
-        return apply_contiguous(student_logits, teacher_logits, None, options, call)
+        if hard_rank_weight != 0:
+            arguments.check_sortable("student_logits", student_logits)
+        return apply_contiguous(
+            student_logits, teacher_logits, None, options, call, hard_rank_weight
+        )
 
     arguments.check_group(group)
     arguments.check_logits(student_logits, teacher_logits)
     arguments.check_mask(mask, student_logits)
     arguments.check_sample_weight(sample_weight, student_logits)
     chosen = choose(backend, student_logits.device).backend
+    rank_backend = None
+    if rank_weight != 0:
+        rank_backend = choose_ranks(backend, student_logits.device).backend
+        if rank_backend != "reference":
+            arguments.check_sortable("student_logits", student_logits)
     teacher = teacher_logits.detach()
     weight = None if sample_weight is None else sample_weight.detach().double().reshape(-1)
-    rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
     if chosen == "reference":
         rows = arguments.flatten_rows(student_logits, teacher, mask)
         loss = reference.correlation_from_options(*rows, options, weight)
-        if rank_weight == 0:
+    elif (
+        chosen == "native"
+        and not compiling
+        and weight is None
+        and (call := native.contiguous_call(student_logits, teacher)) is not None
+    ):
+        loss = apply_contiguous(student_logits, teacher, mask, options, call, hard_rank_weight)
+        if rank == "hard":
             return loss
-        return loss + reference.rank_loss(*rows, rank_options, weight)
-    interpreted = chosen == "triton" and student_logits.device.type == "cpu"
-    call = None
-    if not compiling and not interpreted and weight is None:
-        call = native.contiguous_call(student_logits, teacher)
-    if call is not None:
-        loss = apply_contiguous(student_logits, teacher, mask, options, call)
     else:
+        interpreted = chosen == "triton" and student_logits.device.type == "cpu"
         loss = CorrelationFunction.apply(
             student_logits, teacher, mask, options, weight, interpreted
         )
-    if rank_weight == 0:
+    if rank_backend is None:
         return loss
-    return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight)
+    rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
+    return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight, rank_backend)
 
 
 def _rank_loss(
@@ -153,11 +164,11 @@ def _rank_loss(
     mask: Tensor | None,  # one bool per row
     options: arguments.RankOptions,
     sample_weight: Tensor | None,  # [B]
+    backend: str,
 ) -> Tensor:
-    if choose_ranks(None, student.device).backend == "reference":
+    if backend == "reference":
         rows = arguments.flatten_rows(student, teacher, mask)
         return reference.rank_loss(*rows, options, sample_weight)
-    arguments.check_sortable("student_logits", student)
     if options.soft:
         rho = SoftSpearmanFunction.apply(student, teacher, mask, options.strength, options.eps)
     else:

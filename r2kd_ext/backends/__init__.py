@@ -12,6 +12,7 @@ import torch
 from .triton import interpreted
 
 BACKENDS = ("native", "triton", "reference")
+_RANK_BACKENDS = ("native", "reference")
 _TRITON_DEVICES = ("cuda", "xpu")
 
 # What R2KD_BACKEND asks for where the caller has no wish. Read once: a call reads no environment.
@@ -69,12 +70,22 @@ def choose(backend: str | None, device: torch.device) -> Choice:
 
 
 def choose_ranks(backend: str | None, device: torch.device) -> Choice:
-    """The backend of the rank ops, which have kernels on the CPU alone in this version."""
-    if (backend or WISH) == "reference":
-        return Choice("reference", "asked for")
-    if device.type == "cpu":
-        return Choice("native", "compiled CPU kernels")
-    return Choice("reference", f"no rank kernels for device type {device.type!r} in this version")
+    """The backend of the rank ops: that of `choose`, or the reference where it has no rank kernels.
+
+    Raises ValueError where `choose` does, and for a `backend` without rank kernels: what a caller
+    names is not replaced.
+    """
+    choice = choose(backend, device)
+    if choice.backend in _RANK_BACKENDS:
+        return choice
+    if backend is None:
+        reason = f"no rank kernels in the backend {choice.backend!r} in this version"
+        return Choice("reference", reason)
+    accepted = " or ".join(map(repr, _RANK_BACKENDS))
+    raise ValueError(
+        f"backend {backend!r} has no rank kernels in this version: rank_weight must be 0 with it; "
+        f"use None, {accepted}"
+    )
 
 
 def _choose_without_wish(device: torch.device) -> Choice:
