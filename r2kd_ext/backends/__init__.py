@@ -12,7 +12,7 @@ import torch
 from .triton import interpreted
 
 BACKENDS = ("native", "triton", "reference")
-_RANK_BACKENDS = ("native", "reference")
+_RANK_BACKENDS = ("native", "triton", "reference")
 _TRITON_DEVICES = ("cuda", "xpu")
 
 # What R2KD_BACKEND asks for where the caller has no wish. Read once: a call reads no environment.
