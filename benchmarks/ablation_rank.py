@@ -22,6 +22,7 @@ from harness import machine, write_rows
 
 from r2kd_ext import CorrelationKDLoss
 from r2kd_ext.train import jobs
+from r2kd_ext.train.loop import predict
 from r2kd_ext.train.methods import r2kd
 from r2kd_ext.train.settings import Settings
 
@@ -45,6 +46,7 @@ def run(settings: Settings) -> list[dict[str, object]]:
     dense = jobs.train(jobs.teacher_job(settings, splits), splits.validation)
     teacher = jobs.ensemble_of(dense.network.eval(), settings)
     print(f"teacher: validation accuracy {dense.course[-1].accuracy:.3f}", flush=True)
+    spread = float(predict(teacher, splits.train.images).std(1).mean())
     found: list[dict[str, object]] = []
     for seed in range(settings.seeds):
         for variant, options in VARIANTS.items():
@@ -59,6 +61,7 @@ def run(settings: Settings) -> list[dict[str, object]]:
                     "validation_accuracy": last.accuracy,
                     "validation_images": len(splits.validation.labels),
                     "epochs": last.epoch,
+                    "teacher_spread": f"{spread:.2f}",
                     **machine(),
                 }
             )

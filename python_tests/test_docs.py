@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 from pathlib import Path
 
@@ -38,3 +39,12 @@ def test_measured_rows(cells: list[str]) -> None:
         assert float(cell.replace(",", "")) == pytest.approx(float(row[key]), abs=0.51), key
     for cell, key in ((times_eager, "times_eager"), (times_compiled, "times_compiled")):
         assert float(cell) == pytest.approx(float(row[key]), abs=0.051), key
+
+
+def test_the_ablation_is_the_one_of_the_result_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table in docs/rank.md is what the script makes of its committed results."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ablation = importlib.import_module("ablation_rank")
+    table = ablation.table(ablation.RESULTS)
+    assert len(table.splitlines()) == 2 + len(ablation.VARIANTS)
+    assert table in (ROOT / "docs" / "rank.md").read_text()
