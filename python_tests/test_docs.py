@@ -48,3 +48,26 @@ def test_the_ablation_is_the_one_of_the_result_file(monkeypatch: pytest.MonkeyPa
     table = ablation.table(ablation.RESULTS)
     assert len(table.splitlines()) == 2 + len(ablation.VARIANTS)
     assert table in (ROOT / "docs" / "rank.md").read_text()
+
+
+RANKS = ROOT / "benchmarks" / "results" / "rank_cpu.csv"
+RANK_TABLES = {
+    "spearman": ("fused_us", "eager_us", "times_eager", "times_sorts"),
+    "soft_rank": ("strength", "fused_us", "torchsort_us", "times_torchsort", "times_sorts"),
+}
+
+
+@pytest.mark.parametrize("op", RANK_TABLES)
+def test_measured_ranks(op: str) -> None:
+    """Every row of the result file is in docs/rank.md, rounded."""
+    lines = (ROOT / "docs" / "rank.md").read_text().splitlines()
+    with RANKS.open() as file:
+        results = [row for row in csv.DictReader(file) if row["op"] == op]
+    assert len(results) >= 3
+    for row in results:
+        cells = [f"{row['rows']} x {row['classes']}"]
+        for key in RANK_TABLES[op]:
+            number = float(row[key])
+            formats = {"strength": f"{number:g}", "_us": f"{number:,.0f}", "": f"{number:.1f}"}
+            cells.append(next(text for end, text in formats.items() if key.endswith(end)))
+        assert f"| {' | '.join(cells)} |" in lines
