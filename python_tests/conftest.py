@@ -89,6 +89,51 @@ def _make_exponentials_inexact() -> None:
     interpreter.InterpreterBuilder.create_exp2 = lambda self, arg: self.unary_op(arg, inexact)
 
 
+def _reduce_exclusive_or_at_once() -> None:
+    """tl.sort takes an exclusive or at every step; the interpreter goes from element to element."""
+    from triton.language import standard
+    from triton.runtime import interpreter
+
+    original = interpreter.ReduceOps.generic_reduce
+
+    def reduce(self: Any, inputs: tuple[Any, ...]) -> list[Any]:
+        if self.combine_fn is not standard._xor_combine:
+            return list(original(self, inputs))
+        (x,) = inputs
+        data = np.bitwise_xor.reduce(x.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return [self.to_tensor(data, x.dtype)]
+
+    interpreter.ReduceOps.generic_reduce = reduce
+
+
+def _scan_by_doubling() -> None:
+    """Scans in log2(n) steps over whole arrays, as a GPU does.
+
+    The interpreter's own way, element after element, takes a third of a millisecond for each.
+    """
+    from triton.runtime import interpreter
+
+    def scan(self: Any, inputs: tuple[Any, ...]) -> list[Any]:
+        assert self.axis == 0
+        arrays = [x.handle.data for x in inputs]
+        kinds = [x.dtype for x in inputs]
+        apart = 1
+        while apart < len(arrays[0]):
+            before = [np.roll(a, apart) for a in arrays]  # the first ones are discarded below
+            joined = self.combine_fn.fn(*map(self.to_tensor, before + arrays, kinds * 2))
+            joined = joined if isinstance(joined, tuple) else (joined,)
+            arrays = [
+                np.concatenate([a[:apart], x.handle.data[apart:]])
+                for a, x in zip(arrays, joined, strict=True)
+            ]
+            apart *= 2
+        return list(map(self.to_tensor, arrays, kinds))
+
+    interpreter.ScanOps.generic_scan = scan
+
+
 if os.environ.get("TRITON_INTERPRET"):
     _remember_what_the_interpreter_patches()
+    _reduce_exclusive_or_at_once()
+    _scan_by_doubling()
     _make_exponentials_inexact()

@@ -12,7 +12,7 @@ from cases import make_logits
 
 import r2kd_ext
 from r2kd_ext import backends
-from r2kd_ext.backends import Won, choose
+from r2kd_ext.backends import Won, choose, choose_ranks
 
 CPU, CUDA, META = (torch.device(kind) for kind in ("cpu", "cuda", "meta"))
 
@@ -103,6 +103,26 @@ def test_a_gpu_takes_the_first_backend_that_has_won(
     assert choose("triton", CUDA, 100).backend == "triton"
     monkeypatch.setattr(backends, "is_compiled", lambda: False)
     assert choose(None, CUDA, 100).backend == "triton"
+
+
+def test_ranks_by_a_backend_without_rank_kernels(
+    with_triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a caller names is refused, what was chosen for him is replaced, with the reason."""
+    for device, backend in ((CPU, "native"), (CPU, "reference"), (CUDA, "reference")):
+        assert choose_ranks(backend, device) == (backend, "asked for")
+    assert choose_ranks(None, CPU).backend == "native"
+    assert choose_ranks(None, META).backend == "reference"
+    monkeypatch.setattr(backends, "_RANK_BACKENDS", ("reference",))
+    message = "backend 'native' has no rank kernels .*rank_weight must be 0"
+    with pytest.raises(ValueError, match=message):
+        choose_ranks("native", CPU)
+    assert choose_ranks(None, CPU).backend == "reference"
+    assert "no rank kernels in the backend 'native'" in choose_ranks(None, CPU).reason
+    student, teacher = make_logits(2, 3)
+    mask = torch.tensor([True, True])
+    with pytest.raises(ValueError, match=message):
+        r2kd_ext.correlation_kd(student, teacher, rank_weight=1.0, mask=mask, backend="native")
 
 
 def test_import_takes_no_triton() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 from pathlib import Path
 
@@ -38,3 +39,35 @@ def test_measured_rows(cells: list[str]) -> None:
         assert float(cell.replace(",", "")) == pytest.approx(float(row[key]), abs=0.51), key
     for cell, key in ((times_eager, "times_eager"), (times_compiled, "times_compiled")):
         assert float(cell) == pytest.approx(float(row[key]), abs=0.051), key
+
+
+def test_the_ablation_is_the_one_of_the_result_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table in docs/rank.md is what the script makes of its committed results."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ablation = importlib.import_module("ablation_rank")
+    table = ablation.table(ablation.RESULTS)
+    assert len(table.splitlines()) == 2 + len(ablation.VARIANTS)
+    assert table in (ROOT / "docs" / "rank.md").read_text()
+
+
+RANKS = ROOT / "benchmarks" / "results" / "rank_cpu.csv"
+RANK_TABLES = {
+    "spearman": ("fused_us", "eager_us", "times_eager", "times_sorts"),
+    "soft_rank": ("strength", "fused_us", "torchsort_us", "times_torchsort", "times_sorts"),
+}
+
+
+@pytest.mark.parametrize("op", RANK_TABLES)
+def test_measured_ranks(op: str) -> None:
+    """Every row of the result file is in docs/rank.md, rounded."""
+    lines = (ROOT / "docs" / "rank.md").read_text().splitlines()
+    with RANKS.open() as file:
+        results = [row for row in csv.DictReader(file) if row["op"] == op]
+    assert len(results) >= 3
+    for row in results:
+        cells = [f"{row['rows']} x {row['classes']}"]
+        for key in RANK_TABLES[op]:
+            number = float(row[key])
+            formats = {"strength": f"{number:g}", "_us": f"{number:,.0f}", "": f"{number:.1f}"}
+            cells.append(next(text for end, text in formats.items() if key.endswith(end)))
+        assert f"| {' | '.join(cells)} |" in lines

@@ -18,12 +18,13 @@ from compare import assert_same_bits
 from torch import Tensor
 
 import r2kd_ext
-from r2kd_ext import reference
+from r2kd_ext import _core, reference
 
 INF, NAN = torch.inf, torch.nan
 
 hard = r2kd_ext.spearman
 soft = partial(r2kd_ext.spearman, rank="soft", rank_strength=0.4)
+HARD_ALONE: dict[str, Any] = {"inter_weight": 0.0, "intra_weight": 0.0, "rank_weight": 1.0}
 both_ranks = pytest.mark.parametrize("spearman", [hard, soft], ids=["hard", "soft"])
 
 
@@ -244,9 +245,14 @@ def test_refused_by_soft_rank(case: str, module: Any) -> None:
 def test_row_too_long() -> None:
     """Expanded, so that it takes no memory; refused before any is allocated."""
     x = torch.zeros(1, 1).expand(1, 2**30)
+    assert _core.MAX_RANK_COLS == 2**30 - 1
     for function in (partial(hard, y=x), partial(soft, y=x), r2kd_ext.soft_rank):
         with pytest.raises(ValueError, match="x must have at most 1073741823 classes"):
             function(x)
+    no_rows = torch.empty(0, 2**30)
+    for logits in (x, no_rows):
+        with pytest.raises(ValueError, match="student_logits must have at most 1073741823 classes"):
+            r2kd_ext.correlation_kd(logits, logits, rank_weight=1.0)
 
 
 # --- threads and memory ---------------------------------------------------------------------------
@@ -265,6 +271,7 @@ def test_bits_do_not_depend_on_threads(classes: int, dtype: torch.dtype) -> None
                 [
                     hard(x, y), soft(x, y), gradient(partial(soft, y=y), x),
                     r2kd_ext.soft_rank(x, 0.4), gradient(r2kd_ext.soft_rank, x),
+                    r2kd_ext.correlation_kd(x, y, **HARD_ALONE),
                 ]
             )  # fmt: skip
     finally:

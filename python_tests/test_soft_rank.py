@@ -98,6 +98,21 @@ def test_one_pool_is_affine(soft_rank: Any) -> None:
 
 @every_implementation
 @each_strength
+def test_up_to_which_span_a_row_is_one_pool(strength: float, soft_rank: Any) -> None:
+    """max - min = strength C / 2 is the bound: two halves reach it, nothing below it has two."""
+    classes = 20
+    halves = torch.arange(classes).ge(classes // 2).double()
+    noise = torch.rand(classes, generator=generator("span"), dtype=torch.float64)
+    for x in (halves, (noise - noise.min()) / (noise.max() - noise.min())):
+        x = x * 0.999 * strength * classes / 2
+        affine = (classes + 1) / 2 + (x - x.mean()) / strength
+        torch.testing.assert_close(soft_rank(x, strength), affine, rtol=1e-10, atol=1e-10)
+    ranks = soft_rank(halves * 1.01 * strength * classes / 2, strength)
+    torch.testing.assert_close(ranks, 5.5 + 10 * halves, rtol=1e-12, atol=0)
+
+
+@every_implementation
+@each_strength
 def test_equal_elements_share_their_rank(strength: float, soft_rank: Any) -> None:
     x = torch.tensor([[2.0, 7.0, 2.0, 2.0, 100.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
     ranks = soft_rank(x, strength)

@@ -14,8 +14,10 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("nothing is compiled in Triton's interpreter", allow_module_level=True)
 
 from triton_kernels import SHARED_MEMORY, Usage, all_kernels, compile_all
+from triton_rank_kernels import all_rank_kernels, compile_all_ranks
 
-Results = dict[int, "AsyncResult[dict[str, Usage]]"]
+Results = dict[tuple[str, int], "AsyncResult[dict[str, Usage]]"]
+COMPILE = {"correlation": compile_all, "ranks": compile_all_ranks}
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +27,25 @@ def results() -> Iterator[Results]:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # no part of the code, and a third of the time
     pool: Pool
     with multiprocessing.get_context("spawn").Pool(min(3, os.cpu_count() or 1)) as pool:
-        yield {sm: pool.apply_async(compile_all, (sm,)) for sm in SHARED_MEMORY}
+        yield {
+            (kind, sm): pool.apply_async(function, (sm,))
+            for kind, function in COMPILE.items()
+            for sm in SHARED_MEMORY
+        }
     os.environ.clear()
     os.environ.update(environment)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
-def test_every_kernel_compiles_and_fits(architecture: int, results: Results) -> None:
+@pytest.mark.parametrize("kind", COMPILE)
+def test_every_kernel_compiles_and_fits(kind: str, architecture: int, results: Results) -> None:
     """No register is spilled to memory, and no block asks for more shared memory than there is."""
-    found = results[architecture].get()
-    assert len(found) == len(all_kernels()) > 30
+    found = results[kind, architecture].get()
+    assert len(found) == len(all_kernels() if kind == "correlation" else all_rank_kernels()) > 30
     for name, usage in found.items():
         assert usage.registers > 0, name
         assert usage.spilled == 0, f"{name} spills {usage.spilled} bytes on sm_{architecture}"
         assert usage.shared <= SHARED_MEMORY[architecture], f"{name}: {usage.shared} bytes shared"
+        if name.startswith("pools_kernel"):
+            assert usage.shared == 0, f"{name}: lanes exchange what each should keep to itself"

@@ -1,30 +1,22 @@
 """The Triton kernels in Triton's interpreter: the CPU kernels' cases, and cases of their own.
 
-Triton decides on the interpreter when it sees a kernel, so these run in sessions of their own. The
-interpreter takes about a tenth of a second for each small case, hence a selection.
+The interpreter takes about a tenth of a second for each small case, hence a selection.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
+from triton_sessions import Selection, Sessions, assert_passed, sessions_of
 
 pytest.importorskip("triton", reason="Triton kernels skipped: the package triton is not installed")
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("TRITON_INTERPRET")), reason="this is the interpreter's session already"
 )
 
-# File -> what of it the interpreter runs, and at least how many cases that must be.
-SELECTION = {
+SELECTION: Selection = {
     "test_correlation.py": (
         "(test_float32 and (7x13 or 1x1- or 2x1- or 1x2-)) or (test_float32 and dist and not x1000"
         " and not x32001 and not x257 and not x200) or (test_dtypes and 7x13 and (r2kd or dist))"
@@ -61,31 +53,13 @@ SELECTION = {
 }
 
 
-Sessions = dict[str, "Future[subprocess.CompletedProcess[str]]"]
-
-
-def _session(file: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file),
-         "-k", SELECTION[file][0]],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def sessions() -> Iterator[Sessions]:
-    """As many at a time as there are cores; the interpreter uses one."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {file: pool.submit(_session, file) for file in SELECTION}
+    with sessions_of(SELECTION) as running:
+        yield running
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", SELECTION)
 def test_in_the_interpreter(file: str, sessions: Sessions) -> None:
-    result, least = sessions[file].result(), SELECTION[file][1]
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", result.stdout)
-    assert passed is not None
-    assert int(passed[1]) >= least, result.stdout
-    assert "skipped" not in result.stdout, result.stdout
+    assert_passed(sessions[file].result(), SELECTION[file][1])

@@ -29,6 +29,20 @@ class Usage(NamedTuple):
     shared: int  # bytes per block
 
 
+def usage_of(source: ASTSource, architecture: int, warps: int) -> Usage:
+    """Compile for one architecture and ask what the machine code takes."""
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target, {"num_warps": warps})
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared)
+
+
 class Kernel(NamedTuple):
     """A kernel, its compile-time arguments and its warps, for `cols` classes of `dtype`."""
 
@@ -79,17 +93,7 @@ class Kernel(NamedTuple):
         return ASTSource(function, signature, constexprs, aligned)
 
     def usage(self, architecture: int) -> Usage:
-        target = GPUTarget("cuda", architecture, 32)
-        compiled = triton.compile(self.source(), target, {"num_warps": self.warps})
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            command = [str(tool), "--dump-resource-usage", file.name]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-        spilled = numbers["STACK"] + numbers["LOCAL"]
-        return Usage(numbers["REG"], spilled, compiled.metadata.shared)
+        return usage_of(self.source(), architecture, self.warps)
 
     @property
     def id(self) -> str:

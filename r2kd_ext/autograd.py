@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import ops, reference
 from ._arguments import CorrelationOptions, flatten_rows
-from .backends import native, triton
+from .backends import native, native_rank, triton
 
 
 def _differentiable_gradient(
@@ -79,7 +79,8 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
     """The same for tensors that `native.contiguous_call` accepts, without the dispatcher.
 
     On 64 x 100 logits, calling costs more than computing; this path has half of the call cost. The
-    statistics are kept in `state`, outside of torch.
+    statistics are kept in `state`, outside of torch. The term of hard ranks comes with it: it is a
+    constant, so backward need not know of it.
     """
 
     @staticmethod
@@ -90,8 +91,13 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
         mask: Tensor | None,  # [B] bool
         options: CorrelationOptions,
         call: native.ContiguousCall,
+        hard_rank_weight: float,
     ) -> Tensor:
         loss, ctx.state = native.correlation_contiguous(call, student, teacher, mask, options)
+        if hard_rank_weight != 0:
+            native_rank.add_hard_rank_loss(
+                call, student, teacher, mask, hard_rank_weight, options.eps, loss
+            )
         ctx.save_for_backward(student, teacher, mask)
         ctx.options = options
         return loss
@@ -105,7 +111,7 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
             grad = native.correlation_contiguous_backward(
                 ctx.state, grad_loss, student, teacher, mask
             )
-        return grad, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 # Function.apply without its Python part, which only serves functorch (`native.contiguous_call`

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from . import ops_rank, reference
-from .backends import native_rank
+from .backends import native_rank, triton
 
 
-def _kernels(*tensors: Tensor) -> Any:
-    """The kernels themselves where nothing would see the ops (5 us less per call), else the ops."""
+def _kernels(interpreted: bool, *tensors: Tensor) -> Any:
+    """The kernels themselves where nothing would see the ops (5 us less per call), else the ops.
+
+    `interpreted`: Triton's interpreter takes the place of both.
+    """
+    if interpreted:
+        return triton
     if not torch.compiler.is_compiling() and all(native_rank.is_plain(x) for x in tensors):
         return native_rank
     return ops_rank
@@ -22,11 +27,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def hard_spearman(x: Tensor, y: Tensor, mask: Tensor | None, eps: float) -> Tensor:
+def hard_spearman(
+    x: Tensor, y: Tensor, mask: Tensor | None, eps: float, interpreted: bool
+) -> Tensor:
     """rho [B] of hard ranks of x and y (..., C); no gradient."""
     x, y = x.detach(), y.detach()
     flat_mask = None if mask is None else mask.reshape(-1)
-    rho: Tensor = _kernels(x, y).spearman(_rows(x), _rows(y), flat_mask, False, 1.0, eps)
+    kernels = _kernels(interpreted, x, y)
+    rho: Tensor = kernels.spearman(_rows(x), _rows(y), flat_mask, False, 1.0, eps)
     return rho
 
 
@@ -41,10 +49,11 @@ class SoftRankGradientFunction(torch.autograd.Function):
         order: Tensor,  # [B, C]
         strength: float,
         dtype: torch.dtype,
+        interpreted: bool,
     ) -> Tensor:
         ctx.save_for_backward(order)
-        ctx.strength, ctx.dtype = strength, grad_ranks.dtype
-        grad: Tensor = _kernels(grad_ranks).soft_rank_backward(
+        ctx.strength, ctx.dtype, ctx.interpreted = strength, grad_ranks.dtype, interpreted
+        grad: Tensor = _kernels(interpreted, grad_ranks).soft_rank_backward(
             _rows(grad_ranks), order, strength, dtype
         )
         return grad.reshape(grad_ranks.shape)
@@ -52,32 +61,32 @@ class SoftRankGradientFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (order,) = ctx.saved_tensors
-        result = SoftRankGradientFunction.apply(grad, order, ctx.strength, ctx.dtype)
-        return result, None, None, None
+        result = SoftRankGradientFunction.apply(
+            grad, order, ctx.strength, ctx.dtype, ctx.interpreted
+        )
+        return result, None, None, None, None
 
 
 class SoftRankFunction(torch.autograd.Function):
     """ranks [..., C] of x [..., C]. Keeps one int32 per element for an O(C) backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
-        ranks, order = _kernels(x).soft_rank(_rows(x), strength)
+    def forward(ctx: Any, x: Tensor, strength: float, interpreted: bool) -> Tensor:
+        ranks, order = _kernels(interpreted, x).soft_rank(_rows(x), strength)
         ctx.save_for_backward(order)
-        ctx.strength, ctx.dtype = strength, x.dtype
+        ctx.strength, ctx.dtype, ctx.interpreted = strength, x.dtype, interpreted
         return ranks.reshape(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_ranks: Tensor) -> tuple[Tensor | None, ...]:
         (order,) = ctx.saved_tensors
+        options = (order, ctx.strength, ctx.dtype)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad = SoftRankGradientFunction.apply(grad_ranks, order, ctx.strength, ctx.dtype)
+            grad = SoftRankGradientFunction.apply(grad_ranks, *options, ctx.interpreted)
         else:
-            grad = (
-                _kernels(grad_ranks)
-                .soft_rank_backward(_rows(grad_ranks), order, ctx.strength, ctx.dtype)
-                .reshape(grad_ranks.shape)
-            )
-        return grad, None
+            backward = _kernels(ctx.interpreted, grad_ranks).soft_rank_backward
+            grad = backward(_rows(grad_ranks), *options).reshape(grad_ranks.shape)
+        return grad, None, None
 
 
 class SoftSpearmanFunction(torch.autograd.Function):
@@ -95,14 +104,16 @@ class SoftSpearmanFunction(torch.autograd.Function):
         mask: Tensor | None,  # one bool per row
         strength: float,
         eps: float,
+        interpreted: bool,
     ) -> Tensor:
         flat_mask = None if mask is None else mask.reshape(-1)
-        rho: Tensor = _kernels(x, y).spearman(_rows(x), _rows(y), flat_mask, True, strength, eps)
+        kernels = _kernels(interpreted, x, y)
+        rho: Tensor = kernels.spearman(_rows(x), _rows(y), flat_mask, True, strength, eps)
         # An inference tensor cannot be saved; it is kept as it is (see CorrelationFunction).
         inferred = not torch.compiler.is_compiling() and y.is_inference()
         ctx.inferred = y if inferred else None
         ctx.save_for_backward(x, None if inferred else y, mask)
-        ctx.strength, ctx.eps = strength, eps
+        ctx.strength, ctx.eps, ctx.interpreted = strength, eps, interpreted
         return rho
 
     @staticmethod
@@ -111,21 +122,21 @@ class SoftSpearmanFunction(torch.autograd.Function):
         y = y if ctx.inferred is None else ctx.inferred
         wants_x, wants_y = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            rho = _differentiable_rho(x, y, mask, ctx.strength, ctx.eps)
+            rho = _differentiable_rho(x, y, mask, ctx.strength, ctx.eps, ctx.interpreted)
             wanted = [t for t, wants in ((x, wants_x), (y, wants_y)) if wants]
             grads = iter(torch.autograd.grad(rho, wanted, grad_rho, create_graph=True))
-            return next(grads) if wants_x else None, next(grads) if wants_y else None, *[None] * 3
+            return next(grads) if wants_x else None, next(grads) if wants_y else None, *[None] * 4
         flat_mask = None if mask is None else mask.reshape(-1)
-        backward = _kernels(x, y, grad_rho).spearman_backward
+        backward = _kernels(ctx.interpreted, x, y, grad_rho).spearman_backward
         options = (flat_mask, ctx.strength, ctx.eps)
         a, b = _rows(x), _rows(y)
         grad_x = backward(grad_rho, a, b, *options).reshape(x.shape) if wants_x else None
         grad_y = backward(grad_rho, b, a, *options).reshape(y.shape) if wants_y else None
-        return grad_x, grad_y, None, None, None
+        return grad_x, grad_y, None, None, None, None
 
 
 def _differentiable_rho(
-    x: Tensor, y: Tensor, mask: Tensor | None, strength: float, eps: float
+    x: Tensor, y: Tensor, mask: Tensor | None, strength: float, eps: float, interpreted: bool
 ) -> Tensor:
     """The same rho [B] as a function that can be differentiated any number of times."""
     a, b = _rows(x), _rows(y)
@@ -134,6 +145,6 @@ def _differentiable_rho(
         a, b = a.where(keep, 0.0), b.where(keep, 0.0)
     double = torch.float64 in (x.dtype, y.dtype)
     dtype = torch.float64 if double else torch.float32
-    a, b = (SoftRankFunction.apply(z.to(dtype), strength) for z in (a, b))
+    a, b = (SoftRankFunction.apply(z.to(dtype), strength, interpreted) for z in (a, b))
     rho = reference.rank_correlation(a, b, eps)
     return rho if mask is None else rho.where(mask.reshape(-1), 0.0)

@@ -74,7 +74,9 @@ def correlation_kd(
         rank: "hard", the published form: a constant for autograd, since ranks are integers. It
             shifts the loss and teaches nothing. Or "soft", which has a gradient (`soft_rank`).
         rank_strength: regularisation > 0 of the soft rank, in units of the logits; without effect
-            for hard ranks.
+            for hard ranks. At 1.0, every row of logits that span at most C / 2 is one pool, and the
+            term is Pearson's correlation of the logits: for 100 classes or more take less, about
+            the logits' standard deviation over C and up (docs/rank.md).
         temperature_scaling: whether the value terms are multiplied by T**2.
         mask: bool, one per row (leading shape of the logits, or flat). Rows that are False count
             nowhere: not in the mean, not in the columns; their gradient is 0.
@@ -86,8 +88,8 @@ def correlation_kd(
         backend: None chooses (`build_info()["ops"]` says what and why): the environment variable
             R2KD_BACKEND as it is at import, else "native" on the CPU and "reference" on a GPU; or
             "native" (the compiled kernels: CPU, and CUDA where built with it), "triton" (GPU; CPU
-            tensors where TRITON_INTERPRET=1), "reference". The rank term has kernels on the CPU
-            alone and runs as the reference elsewhere.
+            tensors where TRITON_INTERPRET=1), "reference". Compiled kernels of the rank term exist
+            for the CPU alone.
 
     Returns:
         Scalar of dtype float32, or float64 where either input is float64. Sums are accumulated in
@@ -107,9 +109,10 @@ def correlation_kd(
         temperature, correlation, inter_weight, intra_weight,
         rank_weight, rank, rank_strength, temperature_scaling, eps,
     )  # fmt: skip
+    hard_rank_weight = rank_weight if rank == "hard" else 0.0
     if (
         mask is None
-        and rank_weight == 0
+        and rank_weight == hard_rank_weight
         and sample_weight is None
         and group is None
         and not compiling
@@ -117,32 +120,42 @@ def correlation_kd(
         and (call := native.contiguous_call(student_logits, teacher_logits)) is not None
         and not teacher_logits.requires_grad
     ):
-        return apply_contiguous(student_logits, teacher_logits, None, options, call)
+        if hard_rank_weight != 0:
+            arguments.check_sortable("student_logits", student_logits)
+        return apply_contiguous(
+            student_logits, teacher_logits, None, options, call, hard_rank_weight
+        )
 
     arguments.check_group(group)
     arguments.check_logits(student_logits, teacher_logits)
     arguments.check_mask(mask, student_logits)
     arguments.check_sample_weight(sample_weight, student_logits)
     chosen = choose(backend, student_logits.device, student_logits.shape[-1]).backend
+    rank_backend = None
+    if rank_weight != 0:
+        rank_backend = choose_ranks(backend, student_logits.device).backend
+        if rank_backend != "reference":
+            arguments.check_sortable("student_logits", student_logits)
     teacher = teacher_logits.detach()
     weight = None if sample_weight is None else sample_weight.detach().double().reshape(-1)
-    rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
     if chosen == "reference":
         rows = arguments.flatten_rows(student_logits, teacher, mask)
         loss = reference.correlation_from_options(*rows, options, weight)
-        if rank_weight == 0:
+    elif (
+        chosen == "native"
+        and not compiling
+        and weight is None
+        and (call := native.contiguous_call(student_logits, teacher)) is not None
+    ):
+        loss = apply_contiguous(student_logits, teacher, mask, options, call, hard_rank_weight)
+        if rank == "hard":
             return loss
-        return loss + reference.rank_loss(*rows, rank_options, weight)
-    call = None
-    if not compiling and chosen == "native" and weight is None:
-        call = native.contiguous_call(student_logits, teacher)
-    if call is not None:
-        loss = apply_contiguous(student_logits, teacher, mask, options, call)
     else:
         loss = CorrelationFunction.apply(student_logits, teacher, mask, options, weight, chosen)
-    if rank_weight == 0:
+    if rank_backend is None:
         return loss
-    return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight)
+    rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
+    return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight, rank_backend)
 
 
 def _rank_loss(
@@ -151,15 +164,18 @@ def _rank_loss(
     mask: Tensor | None,  # one bool per row
     options: arguments.RankOptions,
     sample_weight: Tensor | None,  # [B]
+    backend: str,
 ) -> Tensor:
-    if choose_ranks(None, student.device).backend == "reference":
+    if backend == "reference":
         rows = arguments.flatten_rows(student, teacher, mask)
         return reference.rank_loss(*rows, options, sample_weight)
-    arguments.check_sortable("student_logits", student)
+    interpreted = backend == "triton" and student.device.type == "cpu"
     if options.soft:
-        rho = SoftSpearmanFunction.apply(student, teacher, mask, options.strength, options.eps)
+        rho = SoftSpearmanFunction.apply(
+            student, teacher, mask, options.strength, options.eps, interpreted
+        )
     else:
-        rho = hard_spearman(student, teacher, mask, options.eps)
+        rho = hard_spearman(student, teacher, mask, options.eps, interpreted)
     flat_mask = None if mask is None else mask.reshape(-1)
     return options.weight * reference.row_distance(rho, flat_mask, sample_weight)
 
@@ -195,15 +211,17 @@ def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float =
     soft, strength = arguments.check_rank_options(rank, rank_strength)
     arguments.check_pair(("x", "y"), x, y, 1)
     eps = arguments.SPEARMAN_EPS
-    if choose_ranks(None, x.device).backend == "reference":
+    backend = choose_ranks(None, x.device).backend
+    if backend == "reference":
         a, b = (t.reshape(-1, t.shape[-1]) for t in (x, y))
         rho = reference.spearman_from_options(a, b, None, soft, strength, eps)
     else:
         arguments.check_sortable("x", x)
+        interpreted = backend == "triton" and x.device.type == "cpu"
         if soft:
-            rho = SoftSpearmanFunction.apply(x, y, None, strength, eps)
+            rho = SoftSpearmanFunction.apply(x, y, None, strength, eps, interpreted)
         else:
-            rho = hard_spearman(x, y, None, eps)
+            rho = hard_spearman(x, y, None, eps, interpreted)
     return rho.reshape(x.shape[:-1])
 
 
@@ -213,9 +231,10 @@ def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
     The Euclidean projection of x / strength onto the permutahedron, the convex hull of all
     permutations of (1, ..., C), as in Blondel et al., *Fast Differentiable Sorting and Ranking*,
     ICML 2020, in ascending order: the smallest element gets the smallest rank. As strength tends to
-    0, the ranks tend to the hard ones (equal elements share their mean rank); from some strength
-    on, all elements are in one pool and rank = (C + 1) / 2 + (x - mean(x)) / strength, which
-    tends to the mean rank. docs/rank.md says which strength to take.
+    0, the ranks tend to the hard ones (equal elements share their mean rank); where x spans at most
+    strength C / 2, if not before, all elements are in one pool and rank = (C + 1) / 2 +
+    (x - mean(x)) / strength, which tends to the mean rank. At strength 1 that is the case of most
+    rows of 100 elements or more; docs/rank.md says which strength to take.
 
     Args:
         x: (..., C), C >= 1, of dtype float16, bfloat16, float32 or float64.
@@ -234,7 +253,8 @@ def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
     strength = arguments.check_strength("strength", strength)
     arguments.check_rows("x", x)
     arguments.check_classes("x", x)
-    if choose_ranks(None, x.device).backend == "reference":
+    backend = choose_ranks(None, x.device).backend
+    if backend == "reference":
         return reference.soft_rank(x, strength)
     arguments.check_sortable("x", x)
-    return SoftRankFunction.apply(x, strength)
+    return SoftRankFunction.apply(x, strength, backend == "triton" and x.device.type == "cpu")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backends import native_rank
+from .backends import native_rank, triton
 
 _library = torch.library.Library("r2kd", "FRAGMENT")
 _library.define(
@@ -58,6 +58,11 @@ _library.impl("spearman", native_rank.spearman, "CPU")
 _library.impl("spearman_backward", native_rank.spearman_backward, "CPU")
 _library.impl("soft_rank", native_rank.soft_rank, "CPU")
 _library.impl("soft_rank_backward", native_rank.soft_rank_backward, "CPU")
+for _key in ("CUDA", "XPU"):
+    _library.impl("spearman", triton.spearman, _key)
+    _library.impl("spearman_backward", triton.spearman_backward, _key)
+    _library.impl("soft_rank", triton.soft_rank, _key)
+    _library.impl("soft_rank_backward", triton.soft_rank_backward, _key)
 
 spearman = torch.ops.r2kd.spearman.default
 spearman_backward = torch.ops.r2kd.spearman_backward.default

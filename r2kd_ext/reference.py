@@ -25,14 +25,14 @@ def _correlation(p: Tensor, q: Tensor, dim: int, eps: float) -> Tensor:
 
 def row_distance(r: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
     """1 - (weighted) mean of the kept rows' r, r (B,) -> scalar; 0 where no row counts."""
-    if mask is not None:
-        r = r.where(mask, 0.0)
     if sample_weight is None:
-        count = r.new_tensor(r.shape[0]) if mask is None else mask.sum().to(r.dtype)  # []
-        return (1 - r.sum() / count.clamp(min=1)).where(count > 0, 0.0)
+        if mask is None:
+            return 1 - r.mean() if r.shape[0] > 0 else r.sum()
+        count = mask.sum().to(r.dtype)  # []
+        return (1 - r.where(mask, 0.0).sum() / count.clamp(min=1)).where(count > 0, 0.0)
     weight = sample_weight.detach().to(r.dtype)  # [B]
     if mask is not None:
-        weight = weight.where(mask, 0.0)
+        r, weight = r.where(mask, 0.0), weight.where(mask, 0.0)
     total = weight.sum()  # []
     counts = total != 0
     return (1 - (weight * r).sum() / total.where(counts, 1.0)).where(counts, 0.0)

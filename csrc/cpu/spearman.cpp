@@ -147,33 +147,59 @@ Status over_rows(const Call& call, int threads, const Body& rows_body) {
 }
 
 template <typename T>
-Status forward(const Call& call, T* rho, int threads) {
-  const std::int64_t cols = call.params.cols;
-  if (call.params.soft) {
-    return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
-      for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-        rho[i] = call.keeps(i) ? static_cast<T>(soft_row(call, i, scratch).r) : T(0);
-      }
-    });
-  }
+Status soft_forward(const Call& call, T* rho, int threads) {
+  return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+      rho[i] = call.keeps(i) ? static_cast<T>(soft_row(call, i, scratch).r) : T(0);
+    }
+  });
+}
+
+// Ranks in T, rho in R.
+template <typename T, typename R>
+Status hard_forward(const Call& call, R* rho, int threads) {
   // Both rank vectors are permutations of 1, ..., C: |a|^2 = |b|^2 = C (C^2 - 1) / 12, and
   // sum(a b) = |a|^2 - |a - b|^2 / 2.
+  const std::int64_t cols = call.params.cols;
   const double n = static_cast<double>(cols);
   const double square = n * (n * n - 1) / 12;
   const double norms = square + call.eps();
   return over_rows<HardScratch<T>>(call, threads, [&](Range rows, const HardScratch<T>& scratch) {
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
       if (!call.keeps(i)) {
-        rho[i] = T(0);
+        rho[i] = R(0);
         continue;
       }
       const bool x_nan = load_row(call.x, i, cols, scratch.x);
       const bool y_nan = load_row(call.y, i, cols, scratch.y);
       rho[i] = x_nan || y_nan
-                   ? std::numeric_limits<T>::quiet_NaN()
-                   : static_cast<T>((square - squared_distance(scratch, cols) / 2) / norms);
+                   ? std::numeric_limits<R>::quiet_NaN()
+                   : static_cast<R>((square - squared_distance(scratch, cols) / 2) / norms);
     }
   });
+}
+
+template <typename T>
+Status forward(const Call& call, T* rho, int threads) {
+  return call.params.soft ? soft_forward(call, rho, threads) : hard_forward<T>(call, rho, threads);
+}
+
+template <typename T>
+Status add_hard_loss(const Call& call, double weight, T* loss, int threads) {
+  const std::int64_t rows = call.params.rows;
+  Workspace workspace;
+  if (!workspace.allocate(1, rows * std::int64_t{sizeof(double)})) return Status::out_of_memory;
+  double* rho = reinterpret_cast<double*>(workspace.part(0));  // [B]
+  const Status status = hard_forward<T>(call, rho, threads);
+  if (status != Status::ok) return status;
+  double sum = 0;
+  std::int64_t kept = 0;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    sum += rho[i];
+    kept += call.keeps(i);
+  }
+  if (kept > 0) *loss = static_cast<T>(static_cast<double>(*loss) + weight * (1 - sum / static_cast<double>(kept)));
+  return Status::ok;
 }
 
 template <typename T>
@@ -220,6 +246,15 @@ Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, cons
   const Call call{params, x, y, mask, mask_stride};
   if (in_double(call)) return forward(call, static_cast<double*>(rho), threads);
   return forward(call, static_cast<float*>(rho), threads);
+}
+
+Status hard_rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                      const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
+                      int threads) {
+  if (params.rows == 0) return Status::ok;
+  const Call call{params, x, y, mask, mask_stride};
+  if (in_double(call)) return add_hard_loss(call, weight, static_cast<double*>(loss), threads);
+  return add_hard_loss(call, weight, static_cast<float*>(loss), threads);
 }
 
 Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,

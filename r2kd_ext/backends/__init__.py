@@ -13,6 +13,7 @@ from .cuda import is_compiled
 from .triton import interpreted
 
 BACKENDS = ("native", "triton", "reference")
+_RANK_BACKENDS = ("native", "triton", "reference")
 _TRITON_DEVICES = ("cuda", "xpu")
 
 # What R2KD_BACKEND asks for where the caller has no wish. Read once: a call reads no environment.
@@ -93,12 +94,24 @@ def choose(backend: str | None, device: torch.device, classes: int | None = None
 
 
 def choose_ranks(backend: str | None, device: torch.device) -> Choice:
-    """The backend of the rank ops, which have kernels on the CPU alone in this version."""
-    if (backend or WISH) == "reference":
-        return Choice("reference", "asked for")
-    if device.type == "cpu":
-        return Choice("native", "compiled CPU kernels")
-    return Choice("reference", f"no rank kernels for device type {device.type!r} in this version")
+    """The backend of the rank ops: that of `choose`, or the reference where it has no rank kernels.
+
+    Raises ValueError where `choose` does, and for a `backend` without rank kernels: what a caller
+    names is not replaced.
+    """
+    choice = choose(backend, device)
+    accepted = [name for name in _RANK_BACKENDS if name != "native" or device.type == "cpu"]
+    if choice.backend in accepted:
+        return choice
+    if backend is None:
+        reason = (
+            f"no rank kernels in the backend {choice.backend!r} for device type {device.type!r}"
+        )
+        return Choice("reference", f"{reason} in this version")
+    raise ValueError(
+        f"backend {backend!r} has no rank kernels for device type {device.type!r} in this version: "
+        f"rank_weight must be 0 with it; use None, {' or '.join(map(repr, accepted))}"
+    )
 
 
 def _choose_without_wish(device: torch.device, classes: int | None) -> Choice:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from .native import _DTYPE_CODES, _PLAIN, _dispatch_modes, _threads
+from .native import _DTYPE_CODES, _PLAIN, ContiguousCall, _dispatch_modes, _threads
 
 
 def is_plain(x: Tensor) -> bool:
@@ -38,6 +38,25 @@ def spearman(
         rho.data_ptr(), _threads(),
     )  # fmt: skip
     return rho
+
+
+def add_hard_rank_loss(
+    call: ContiguousCall,
+    x: Tensor,  # [B, C]
+    y: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    weight: float,
+    eps: float,
+    loss: Tensor,  # []
+) -> None:
+    """loss += weight (1 - mean of rho over the kept rows), of tensors that
+    `native.contiguous_call` accepts."""
+    rows, cols, x_code, y_code = call
+    _core.hard_rank_loss(
+        rows, cols, eps, weight, x.data_ptr(), x_code, y.data_ptr(), y_code,
+        0 if mask is None else mask.data_ptr(), 0 if mask is None else mask.stride(0),
+        loss.data_ptr(), _threads(),
+    )  # fmt: skip
 
 
 def spearman_backward(

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from .. import models
 from ..info import version_of
-from ..teacher import TeacherEnsemble
-from . import augment, data, report, results
+from . import data, jobs, report, results
 from .files import FileProblem, new_folder, read_json, write_json
-from .loop import Recipe, channels_last, fit
-from .methods import METHODS, Batch
+from .methods import METHODS
 from .parts import Part, obtain
 from .screen import Screen
-from .settings import STUDENT_MODEL, TEACHER_MODEL, Settings
-
-_TEACHER_SEED = 0
-
-
-class _Job(NamedTuple):
-    """One network to train."""
-
-    title: str
-    file: str  # in the run's folder, without suffix
-    model: str
-    loss: Callable[[nn.Module, Batch], Tensor]
-    train: data.Images
-    recipe: Recipe
-    seed: int
-    view: augment.Seeded | None
-    line_every: int  # epochs
+from .settings import Settings
 
 
 class Demo:
@@ -59,24 +37,21 @@ class Demo:
             return dict(read_json(finished))
         started = time.perf_counter()
         settings = self.settings
-        splits = data.split(
-            data.load_digits(),
-            settings.teacher_images_per_class,
-            settings.validation_per_class,
-            settings.test_per_class,
-        )
+        splits = jobs.splits_of(settings)
         self.screen.line(
             f"{data.NAME}; {len(splits.train.labels)} for the teacher, "
             f"{len(splits.validation.labels)} for validation, {len(splits.test.labels)} for test"
         )
-        dense = self._obtain(self._teacher_job(splits), splits)
-        teacher = TeacherEnsemble(dense.network, settings.pruning_amount, settings.dense_weight)
-        teacher = channels_last(teacher)
+        dense = self._obtain("teacher", "teacher", jobs.teacher_job(settings, splits), 1, splits)
+        teacher = jobs.ensemble_of(dense.network, settings)
         students: dict[str, list[Part]] = {method: [] for method in METHODS}
         for seed in range(settings.seeds):
-            for method in METHODS:
-                job = self._student_job(method, seed, splits, teacher)
-                students[method].append(self._obtain(job, splits))
+            for name, method in METHODS.items():
+                job = jobs.student_job(method, seed, settings, splits, teacher)
+                line_every = max(1, settings.student_epochs // 5)
+                file = f"students/{name}-{seed}"
+                part = self._obtain(f"{name} seed {seed}", file, job, line_every, splits)
+                students[name].append(part)
 
         outcome = results.evaluate(
             splits,
@@ -94,78 +69,25 @@ class Demo:
         write_json(finished, summary)
         return summary
 
-    def _teacher_job(self, splits: data.Splits) -> _Job:
-        settings = self.settings
-        recipe = Recipe(
-            settings.teacher_epochs, settings.teacher_batch_size, settings.teacher_learning_rate
-        )
+    def _obtain(
+        self, title: str, file: str, job: jobs.Job, line_every: int, splits: data.Splits
+    ) -> Part:
+        """The finished part in `file`: from the run's folder, or trained now and kept there.
 
-        def loss(network: nn.Module, batch: Batch) -> Tensor:
-            return F.cross_entropy(network(batch.images), batch.labels)
-
-        return _Job(
-            "teacher", "teacher", TEACHER_MODEL, loss, splits.train, recipe, _TEACHER_SEED, None, 1
-        )
-
-    def _student_job(
-        self, name: str, seed: int, splits: data.Splits, teacher: TeacherEnsemble
-    ) -> _Job:
-        settings, method = self.settings, METHODS[name]
-        recipe = Recipe(
-            settings.student_epochs,
-            settings.student_batch_size,
-            method.learning_rate,
-            evaluate_every=max(1, settings.student_epochs // 30),
-        )
-        generator = torch.Generator().manual_seed(seed)
-        drawn = data.draw_per_class(splits.train.labels, settings.images_per_class, generator)
-
-        def loss(network: nn.Module, batch: Batch) -> Tensor:
-            return method.loss(network, teacher, batch)
-
-        return _Job(
-            f"{name} seed {seed}",
-            f"students/{name}-{seed}",
-            STUDENT_MODEL,
-            loss,
-            splits.train.take(drawn),
-            recipe,
-            seed,
-            augment.strong_view() if method.takes_view else None,
-            max(1, settings.student_epochs // 5),
-        )
-
-    def _obtain(self, job: _Job, splits: data.Splits) -> Part:
-        """The finished part of `job`: from the folder, or trained now and kept there."""
+        `line_every` counts epochs.
+        """
         self._parts_begun += 1
-        part, found = obtain(
-            self.folder, job.file, job.model, data.NUM_CLASSES, lambda: self._train(job, splits)
-        )
+
+        def train() -> Part:
+            place = f"part {self._parts_begun} of {1 + self.settings.seeds * len(METHODS)}"
+            with self.screen.part(title, place, job.recipe.epochs, line_every) as after:
+                return jobs.train(job, splits.validation, after)
+
+        part, found = obtain(self.folder, file, job.model, data.NUM_CLASSES, train)
         if found:
             self._seconds_before += part.seconds
-            self.screen.line(f"{job.title:<18} finished before")
+            self.screen.line(f"{title:<18} finished before")
         return part
-
-    def _train(self, job: _Job, splits: data.Splits) -> Part:
-        started = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            network = models.create(job.model, data.NUM_CLASSES)
-        network = channels_last(network)
-        place = f"part {self._parts_begun} of {1 + self.settings.seeds * len(METHODS)}"
-        with self.screen.part(job.title, place, job.recipe.epochs, job.line_every) as after:
-            course = fit(
-                network,
-                job.loss,
-                job.train,
-                splits.validation,
-                job.recipe,
-                job.seed,
-                augmentation=augment.standard(),
-                view=job.view,
-                on_epoch=after,
-            )
-        return Part(network, course, time.perf_counter() - started)
 
 
 def start(settings: Settings, output: Path, screen: Screen) -> Demo:

@@ -66,18 +66,22 @@ def _dist_loss(student: nn.Module, teacher: TeacherEnsemble, batch: Batch) -> Te
     return F.cross_entropy(logits, batch.labels) + _dist(logits, target)
 
 
-_r2kd = CorrelationKDLoss.r2kd()
+def r2kd(criterion: CorrelationKDLoss) -> Method:
+    """R2KD with this loss between the logits."""
 
+    def loss(student: nn.Module, teacher: TeacherEnsemble, batch: Batch) -> Tensor:
+        assert batch.view is not None
+        # The student's batch norm must see the two apart; the teacher is in eval mode, so one pass
+        # of both is the same and costs less.
+        clean, view = student(batch.images), student(batch.view)  # [B, C] each
+        clean_target, view_target = teacher(torch.cat([batch.images, batch.view])).chunk(2)
+        return (
+            F.cross_entropy(clean, batch.labels)
+            + criterion(clean, clean_target)
+            + criterion(view, view_target)
+        )
 
-def _r2kd_loss(student: nn.Module, teacher: TeacherEnsemble, batch: Batch) -> Tensor:
-    assert batch.view is not None
-    # The student's batch norm must see the two apart; the teacher is in eval mode, so one pass of
-    # both is the same and costs less.
-    clean, view = student(batch.images), student(batch.view)  # [B, C] each
-    clean_target, view_target = teacher(torch.cat([batch.images, batch.view])).chunk(2)
-    return (
-        F.cross_entropy(clean, batch.labels) + _r2kd(clean, clean_target) + _r2kd(view, view_target)
-    )
+    return Method("R2KD", True, 0.02, loss)
 
 
 # Learning rates: the best of 0.01, 0.02, 0.05 and 0.1 on the validation split of the demo.
@@ -85,5 +89,5 @@ METHODS = {
     "ce": Method("cross-entropy alone", False, 0.05, _cross_entropy),
     "kl": Method("KL distillation", False, 0.02, _kl),
     "dist": Method("DIST", False, 0.1, _dist_loss),
-    "r2kd": Method("R2KD", True, 0.02, _r2kd_loss),
+    "r2kd": r2kd(CorrelationKDLoss.r2kd()),
 }

@@ -41,6 +41,12 @@ constexpr std::int64_t kMaxRankCols = 0x3fffffff;
 Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
                         const std::uint8_t* mask, std::int64_t mask_stride, void* rho, int threads);
 
+// Hard ranks only. *loss += weight (1 - mean of rho over the kept rows), and nothing where no row is
+// kept. loss: double where either input is double, else float.
+Status hard_rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                      const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
+                      int threads);
+
 // Soft ranks only. grad_rho: [B] of rho's type, `grad_stride` in elements. grad_x: [B, C]
 // contiguous, the dtype of x, every element written.
 Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,

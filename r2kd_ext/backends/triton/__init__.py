@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
 
 
@@ -36,6 +37,49 @@ def correlation(
     return correlation(
         student, teacher, mask, temperature, centered, inter_weight, intra_weight, eps
     )
+
+
+def spearman(
+    x: Tensor,  # [B, C]
+    y: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    soft: bool,
+    strength: float,
+    eps: float,
+) -> Tensor:
+    from .launch_ranks import spearman
+
+    return spearman(x, y, mask, soft, strength, eps)
+
+
+def spearman_backward(
+    grad_rho: Tensor,  # [B]
+    x: Tensor,  # [B, C]
+    y: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    strength: float,
+    eps: float,
+) -> Tensor:
+    from .launch_ranks import spearman_backward
+
+    return spearman_backward(grad_rho, x, y, mask, strength, eps)
+
+
+def soft_rank(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:  # x: [B, C]
+    from .launch_ranks import soft_rank
+
+    return soft_rank(x, strength)
+
+
+def soft_rank_backward(
+    grad_ranks: Tensor,  # [B, C]
+    order: Tensor,  # [B, C] int32
+    strength: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    from .launch_ranks import soft_rank_backward
+
+    return soft_rank_backward(grad_ranks, order, strength, dtype)
 
 
 def correlation_backward(

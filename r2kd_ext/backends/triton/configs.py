@@ -23,6 +23,9 @@ _FINISH = {False: (2048, 4), True: (1024, 4)}  # numbers in a tile, warps
 _MAX_PARTS = 256  # partial moments of the columns; finish_kernel takes all in one tile
 _ROWS_PER_PART = 8  # at least: the partial moments are then no more traffic than the logits
 SUM_BLOCK = 1024
+_SORTED_COLS = 4096  # in registers; twice as many take minutes to compile
+_NUMBERS_PER_WARP = 256  # of a sorted row: 8 keys of 64 bits in a thread
+POOLED_ROWS = 32  # a lane each, so that no lane reads what another one wrote
 
 
 class Config(NamedTuple):
@@ -69,6 +72,24 @@ def parts(rows: int, tile_rows: int) -> tuple[int, int]:
     wanted = max(1, min(tiles, _MAX_PARTS, rows // _ROWS_PER_PART))
     each = -(-tiles // wanted)
     return -(-tiles // each), each
+
+
+def sorts_in_registers(cols: int, double: bool) -> bool:
+    """Whether rows are sorted by the kernels, else by torch.sort: float64 and an index do not fit
+    into a key of 64 bits."""
+    return cols <= _SORTED_COLS and not double
+
+
+def sort(cols: int) -> Config:
+    """The tile of a row that is sorted in registers."""
+    block = max(power_of_two(cols), 64)
+    return Config(1, block, max(block // _NUMBERS_PER_WARP, 1))
+
+
+def pass_over(cols: int) -> Config:
+    """The tile in which a row is passed over, block by block."""
+    block = min(max(power_of_two(cols), 16), SUM_BLOCK)
+    return Config(1, block, max(block // 128, 1))  # with 256 to a warp, float64 spills
 
 
 def finish(parts: int, cols: int, double: bool) -> Config:

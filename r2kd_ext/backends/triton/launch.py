@@ -25,7 +25,7 @@ from .forward import columns_kernel, finish_kernel, long_rows_kernel, loss_kerne
 _LOG2_E = Fraction(14426950408889634073599246810018921374, 10**37)
 
 
-def _packed(x: float, double: bool) -> float | int:
+def packed(x: float, double: bool) -> float | int:
     """A number >= 0 as a kernel takes it (`arithmetic.scalar`).
 
     Triton passes a float as float32. In float64 the bits of -x go as an integer: the sign bit keeps
@@ -39,7 +39,7 @@ def _exp_scale(temperature: float, double: bool) -> tuple[float | int, float | i
     """log2(e) / T as a number of the accumulating type and what its rounding down left."""
     exact = _LOG2_E / Fraction(temperature)
     scale = _rounded_down(exact, double)
-    return _packed(scale, double), _packed(float(exact - Fraction(scale)), double)
+    return packed(scale, double), packed(float(exact - Fraction(scale)), double)
 
 
 def _rounded_down(exact: Fraction, double: bool) -> float:
@@ -53,7 +53,7 @@ def _rounded_down(exact: Fraction, double: bool) -> float:
     return float(struct.unpack(kind, struct.pack(bits, below))[0])
 
 
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Makes the device of x the current one, on whose current stream Triton launches."""
     if x.device.type == "cpu":
         return interpreter.quiet()
@@ -92,12 +92,12 @@ def correlation(
     if rows == 0 or not (inter or intra):
         return student.new_zeros((), dtype=given.dtype), stats
     loss = student.new_empty((), dtype=given.dtype)  # []
-    with _on_device_of(student):
+    with on_device_of(student):
         kept = None if mask is None else mask.sum()  # [] int64
         # Where a mask keeps fewer rows, the kernels divide by their number instead.
-        row_weight = _packed(inter_weight / rows if mask is None else inter_weight, double)
-        col_weight = _packed(intra_weight / cols, double)
-        packed_eps = _packed(eps, double)
+        row_weight = packed(inter_weight / rows if mask is None else inter_weight, double)
+        col_weight = packed(intra_weight / cols, double)
+        packed_eps = packed(eps, double)
         scale = _exp_scale(temperature, double)
         flags = {"DOUBLE": double, "MASKED": given.masked}
         table = configs.table(cols, double)
@@ -125,7 +125,7 @@ def correlation(
             rows_kernel[(row_parts,)](
                 *given.logits, given.mask, kept, stats, row_losses, partials, counts,
                 rows, cols, row_tiles, *given.strides,
-                *scale, row_weight, packed_eps, _packed(1 / cols, double),
+                *scale, row_weight, packed_eps, packed(1 / cols, double),
                 **flags, CENTERED=centered, INTER=inter, COLUMNS=fused,
                 ROWS=row_tile.rows, BLOCK=row_tile.block, num_warps=row_tile.warps,
             )  # fmt: skip
@@ -180,13 +180,13 @@ def correlation_backward(
     arguments = (
         grad_loss, *given.logits, given.mask, stats, target, rows, cols, *given.strides,
         *_exp_scale(temperature, double),
-        _packed(1 / temperature, double), _packed(1 / cols, double),
+        packed(1 / temperature, double), packed(1 / cols, double),
     )  # fmt: skip
     options = {
         "DOUBLE": double, "MASKED": given.masked, "CENTERED": centered,
         "INTER": inter, "INTRA": intra, "BLOCK": tile.block, "num_warps": tile.warps,
     }  # fmt: skip
-    with _on_device_of(student):
+    with on_device_of(student):
         if table.long:
             long_gradient_kernel[(rows,)](*arguments, **options)
         else:
