@@ -8,7 +8,6 @@ from zoo import VARIANTS, facts, filled, golden_input, size_and_classes
 
 from r2kd_ext import models
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

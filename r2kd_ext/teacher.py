@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .pruning import prunable_weights, prune
+from .pruning import PUBLISHED_AMOUNT, prunable_weights, prune
 
 BATCHNORM_MODES = ("eval", "train")
 
@@ -47,7 +48,7 @@ class TeacherEnsemble(nn.Module):
 
     Args:
         teacher: a module that maps a batch to one tensor of logits (B, C).
-        amount: the fraction of weights to prune, in [0, 1); see `r2kd_ext.prune`.
+        amount: the fraction of weights to prune, in [0, 1), or a schedule; see `r2kd_ext.prune`.
         dense_weight: the weight of the unpruned teacher, in [0, 1].
         method: how to prune; see `r2kd_ext.prune`.
         pruned_batchnorm: "eval", or "train" for the batch norms of the pruned copy.
@@ -64,7 +65,7 @@ class TeacherEnsemble(nn.Module):
     def __init__(
         self,
         teacher: nn.Module,
-        amount: float = 0.1,
+        amount: float | Mapping[str, float] = PUBLISHED_AMOUNT,
         dense_weight: float = 0.7,
         *,
         method: str = "l1_unstructured",
