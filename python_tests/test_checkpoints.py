@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,24 @@ def test_truncated_file(file: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=re.escape(str(path))):
         models.load(NAME, path, CLASSES)
+
+
+@pytest.mark.parametrize("file", ["bare.pth", "legacy.pth", "weights.safetensors"])
+def test_changed_bytes(file: str, tmp_path: Path) -> None:
+    """Whatever they break, the error names the file. Most seeds change names, sizes or opcodes."""
+    path = tmp_path / file
+    WRITERS[file](make(), path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(60):
+        draw, changed = random.Random(seed), bytearray(whole)
+        for _ in range(3):
+            changed[draw.randrange(5000)] = draw.randrange(256)
+        path.write_bytes(changed)
+        try:
+            models.load(NAME, path, CLASSES)
+        except ValueError as error:
+            refused += str(path) in str(error)
+    assert refused > 30
 
 
 @pytest.mark.parametrize("file", ["weights.pth", "weights.safetensors"])

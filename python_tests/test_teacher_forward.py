@@ -65,13 +65,11 @@ def test_zoo(name: str) -> None:
     assert kept == after_a_sum(name, norms)
     assert distance(plain(folded, clean), plain(network, clean)) < 1e-5
 
-    truths = [blended(copy.deepcopy(network).double(), x.double()) for x in (clean, view)]
     wants = [blended(network, x) for x in (clean, view)]
     for merge in (False, True):
         ensemble = TeacherEnsemble(network, merge=merge)
-        for got, want, truth in zip(ensemble.both(clean, view), wants, truths, strict=True):
+        for got, want in zip(ensemble.both(clean, view), wants, strict=True):
             assert distance(got, want) < 1e-5
-            assert distance(got, truth) < 1e-5
     assert distance(TeacherEnsemble(network)(clean), wants[0]) < 1e-5
 
 

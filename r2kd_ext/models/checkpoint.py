@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,9 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise any
         # Only the first line: the rest of torch's message advises to run the file's code.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} cannot be read as a checkpoint of tensors: {reason}") from error
