@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 try:
     from hypothesis import HealthCheck, settings
@@ -30,6 +32,15 @@ else:
         "search", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
     )
     settings.load_profile("fixed")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small layers, several threads wait for each other: on a busy machine for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

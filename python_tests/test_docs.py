@@ -1,4 +1,4 @@
-"""What README claims is what the committed result files say."""
+"""What README and docs claim is what the committed result files say."""
 
 from __future__ import annotations
 
@@ -71,3 +71,22 @@ def test_measured_ranks(op: str) -> None:
             formats = {"strength": f"{number:g}", "_us": f"{number:,.0f}", "": f"{number:.1f}"}
             cells.append(next(text for end, text in formats.items() if key.endswith(end)))
         assert f"| {' | '.join(cells)} |" in lines
+
+
+def test_recalibration_table() -> None:
+    text = (ROOT / "docs" / "teacher.md").read_text()
+    with (ROOT / "benchmarks" / "results" / "recalibration.csv").open() as file:
+        results = list(csv.DictReader(file))
+    table = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in re.findall(r"^\| \w+_\w+ \| [\d.]+ \|.*$", text, flags=re.MULTILINE)
+    ]
+    columns = ("method", "amount", "pruned_percent", "recalibrated_percent")
+    assert table == [tuple(row[column] for column in columns) for row in results]
+    said = re.search(
+        r"\(([\d.]+)% dense\).* ([\d,]+) test images, after (\d+) batches of (\d+)", text
+    )
+    assert said is not None
+    columns = ("dense_percent", "test_images", "batches", "batch_size")
+    for row in results:
+        assert [row[column] for column in columns] == [x.replace(",", "") for x in said.groups()]

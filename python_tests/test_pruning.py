@@ -267,7 +267,6 @@ def _unfinished() -> nn.Module:
             "method must be one of 'l1_unstructured', 'global_l1', '2:4', got 'l2'",
         ),
         (nn.Linear(2, 2), {"method": None}, ValueError, "method must be one of .* got None"),
-        (nn.Linear(2, 2), {"method": "2:4"}, NotImplementedError, "method '2:4'"),
         (
             NoWeights(),
             {},

@@ -5,6 +5,7 @@ from .functional import correlation_kd, soft_rank, spearman
 from .info import build_info
 from .nn import CorrelationKDLoss
 from .pruning import prune
+from .recalibration import recalibrate_batchnorm
 from .teacher import TeacherEnsemble
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "correlation_kd",
     "models",
     "prune",
+    "recalibrate_batchnorm",
     "reference",
     "soft_rank",
     "spearman",
