@@ -194,10 +194,10 @@ double forward_rows(const Call& call, Range rows, double row_weight,
     const int count = next_group(call, next, rows.end, limit, kept);
     for (int i = 0; i < count; ++i) {
       if (i % ahead == 0) {
-        for (int next = i; next < count && next < i + ahead; ++next) {
-          z[next] = row_of<T, stored>(call.student, kept[next], cols, e + next * width);
-          y[next] = row_of<T, stored>(call.teacher, kept[next], cols, h + next * width);
-          origin[next] = row_maxima(z[next], y[next], first);
+        for (int k = i; k < count && k < i + ahead; ++k) {
+          z[k] = row_of<T, stored>(call.student, kept[k], cols, e + k * width);
+          y[k] = row_of<T, stored>(call.teacher, kept[k], cols, h + k * width);
+          origin[k] = row_maxima(z[k], y[k], first);
         }
       }
       origin[i] = row_exponentials<T, stored, centered, products>(

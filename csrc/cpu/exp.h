@@ -30,7 +30,7 @@ R2KD_INLINE Vector<double> exp2_polynomial(Vector<double> f) { return exp2_polyn
 template <typename T, bool subtracts>
 class RowExp {
  public:
-  // c = high + low = 1 / inverse; unless subtracted, `origin` is one that ScaledExp::takes.
+  // c = high + low, inverse = 1 / high; unless subtracted, `origin` is one that ScaledExp::takes.
   RowExp(T high, T low, T inverse, T origin, T scale = T(1)) {
     const T shift = subtracts ? kRound : std::fma(-origin, high, kRound);  // kRound - k
     const T bound = (kRound - shift + lowest(scale)) * inverse;
@@ -137,8 +137,7 @@ template <typename T>
 class ScaledExp {
  public:
   explicit ScaledExp(double temperature)
-      : scale_(exp_scale<T>(temperature, kLargestPower<T>)),
-        inverse_(static_cast<T>(1 / exp_scale<double>(temperature, kLargestPower<double>).high)) {}
+      : scale_(exp_scale<T>(temperature, kLargestPower<T>)), inverse_(1 / scale_.high) {}
 
   // Whether this origin can be taken off the grid; else it is to be subtracted.
   bool takes(T origin) const { return std::abs(origin * scale_.high) < RowExp<T, false>::kLimit; }

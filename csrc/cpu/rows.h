@@ -65,8 +65,7 @@ struct Row {
   }
 };
 
-// Fetches what comes kPrefetchBytes after column j: by then, rows of up to a page are the next rows,
-// whose maximum would otherwise wait for memory.
+// Fetches what comes kPrefetchBytes after column j, for short rows that of the rows to come.
 template <typename T, DType stored>
 R2KD_INLINE void prefetch_after(Row<T, stored> row, std::int64_t j) {
   constexpr std::int64_t kPrefetchBytes = 2048;
