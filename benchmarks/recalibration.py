@@ -11,45 +11,19 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from harness import machine, write_rows
-from torch import Tensor, nn
+from torch import nn
 
-from r2kd_ext import models, prune, recalibrate_batchnorm
-from r2kd_ext.train import augment, data
-from r2kd_ext.train.loop import Recipe, accuracy_of, channels_last, fit, predict
-from r2kd_ext.train.methods import Batch
+from r2kd_ext import prune, recalibrate_batchnorm
+from r2kd_ext.train import data, jobs
+from r2kd_ext.train.loop import accuracy_of, predict
 from r2kd_ext.train.settings import TEACHER_MODEL, Settings
 
 RESULTS = Path(__file__).parent / "results" / "recalibration.csv"
 AMOUNTS = (0.1, 0.3, 0.5, 0.7)
 METHODS = ("l1_unstructured", "global_l1")
 BATCH, BATCHES = 250, 8
-SEED = 0  # that of the demo's teacher
-
-
-def train_teacher(splits: data.Splits) -> nn.Module:
-    """As the demo does it."""
-    settings = Settings()
-    recipe = Recipe(
-        settings.teacher_epochs, settings.teacher_batch_size, settings.teacher_learning_rate
-    )
-
-    def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(network(batch.images), batch.labels)
-
-    torch.manual_seed(SEED)
-    network = channels_last(models.create(TEACHER_MODEL, data.NUM_CLASSES))
-    fit(
-        network,
-        loss,
-        splits.train,
-        splits.validation,
-        recipe,
-        SEED,
-        augmentation=augment.standard(),
-    )
-    return network.eval()
+SEED = 0  # of the order of the training images
 
 
 def rows(teacher: nn.Module, splits: data.Splits) -> list[dict[str, object]]:
@@ -87,13 +61,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="the result file (CSV)")
     output: Path = parser.parse_args().output
     settings = Settings()
-    splits = data.split(
-        data.load_digits(),
-        settings.teacher_images_per_class,
-        settings.validation_per_class,
-        settings.test_per_class,
-    )
-    write_rows(output, rows(train_teacher(splits), splits))
+    splits = jobs.splits_of(settings)
+    dense = jobs.train(jobs.teacher_job(settings, splits), splits.validation)
+    write_rows(output, rows(dense.network.eval(), splits))
 
 
 if __name__ == "__main__":

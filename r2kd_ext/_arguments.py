@@ -51,6 +51,14 @@ def _number(name: str, value: Any, accepted: str, *, positive: bool) -> float:
     return number
 
 
+def check_count(name: str, value: Any) -> None:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer >= 1, got {_describe(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value}")
+
+
 def _choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
     if value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import ops, reference
 from ._arguments import CorrelationOptions, flatten_rows
-from .backends import native, native_rank, triton
+from .backends import is_interpreted, native, native_rank, triton
 
 
 def _differentiable_gradient(
@@ -46,7 +46,7 @@ class CorrelationFunction(torch.autograd.Function):
     ) -> Tensor:
         rows = flatten_rows(student, teacher, mask)
         arguments: Any = (*rows, *options, sample_weight)
-        if backend == "triton" and student.device.type == "cpu":  # Triton's interpreter
+        if is_interpreted(backend, student.device):
             loss, stats = triton.correlation(*arguments)
         else:
             loss, stats = ops.correlation(*arguments, triton=backend == "triton")
@@ -68,7 +68,7 @@ class CorrelationFunction(torch.autograd.Function):
             grad = _differentiable_gradient(grad_loss, *rows, ctx.options, sample_weight)
         else:
             arguments = (grad_loss, *rows, stats, *ctx.options[:4])
-            if ctx.backend == "triton" and student.device.type == "cpu":
+            if is_interpreted(ctx.backend, student.device):
                 grad = triton.correlation_backward(*arguments)
             else:
                 grad = ops.correlation_backward(*arguments, triton=ctx.backend == "triton")

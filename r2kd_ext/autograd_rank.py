@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops_rank, reference
+from ._dtypes import accumulator
 from .backends import native_rank, triton
 
 
@@ -143,8 +144,7 @@ def _differentiable_rho(
     if mask is not None:
         keep = mask.reshape(-1, 1)
         a, b = a.where(keep, 0.0), b.where(keep, 0.0)
-    double = torch.float64 in (x.dtype, y.dtype)
-    dtype = torch.float64 if double else torch.float32
+    dtype = accumulator(x.dtype, y.dtype)
     a, b = (SoftRankFunction.apply(z.to(dtype), strength, interpreted) for z in (a, b))
     rho = reference.rank_correlation(a, b, eps)
     return rho if mask is None else rho.where(mask.reshape(-1), 0.0)

@@ -11,7 +11,7 @@ from . import _arguments as arguments
 from . import reference
 from .autograd import CorrelationFunction, apply_contiguous
 from .autograd_rank import SoftRankFunction, SoftSpearmanFunction, hard_spearman
-from .backends import WISH, choose, choose_ranks, native
+from .backends import WISH, choose, choose_ranks, is_interpreted, native
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -169,15 +169,26 @@ def _rank_loss(
     if backend == "reference":
         rows = arguments.flatten_rows(student, teacher, mask)
         return reference.rank_loss(*rows, options, sample_weight)
-    interpreted = backend == "triton" and student.device.type == "cpu"
-    if options.soft:
-        rho = SoftSpearmanFunction.apply(
-            student, teacher, mask, options.strength, options.eps, interpreted
-        )
-    else:
-        rho = hard_spearman(student, teacher, mask, options.eps, interpreted)
+    rho = _rho(student, teacher, mask, options.soft, options.strength, options.eps, backend)
     flat_mask = None if mask is None else mask.reshape(-1)
     return options.weight * reference.row_distance(rho, flat_mask, sample_weight)
+
+
+def _rho(
+    x: Tensor,  # [..., C]
+    y: Tensor,  # [..., C]
+    mask: Tensor | None,  # one bool per row
+    soft: bool,
+    strength: float,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    """rho [B] by the kernels of `backend`, which is not the reference."""
+    interpreted = is_interpreted(backend, x.device)
+    if soft:
+        rho: Tensor = SoftSpearmanFunction.apply(x, y, mask, strength, eps, interpreted)
+        return rho
+    return hard_spearman(x, y, mask, eps, interpreted)
 
 
 def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float = 1.0) -> Tensor:
@@ -217,11 +228,7 @@ def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float =
         rho = reference.spearman_from_options(a, b, None, soft, strength, eps)
     else:
         arguments.check_sortable("x", x)
-        interpreted = backend == "triton" and x.device.type == "cpu"
-        if soft:
-            rho = SoftSpearmanFunction.apply(x, y, None, strength, eps, interpreted)
-        else:
-            rho = hard_spearman(x, y, None, eps, interpreted)
+        rho = _rho(x, y, None, soft, strength, eps, backend)
     return rho.reshape(x.shape[:-1])
 
 
@@ -257,4 +264,4 @@ def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
     if backend == "reference":
         return reference.soft_rank(x, strength)
     arguments.check_sortable("x", x)
-    return SoftRankFunction.apply(x, strength, backend == "triton" and x.device.type == "cpu")
+    return SoftRankFunction.apply(x, strength, is_interpreted(backend, x.device))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._dtypes import accumulator
 from .backends import cuda, native
 from .backends import triton as triton_kernels
 
@@ -46,8 +47,7 @@ def _correlation_fake(
     *,
     triton: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    double = torch.float64 in (student.dtype, teacher.dtype)
-    dtype = torch.float64 if double else torch.float32
+    dtype = accumulator(student.dtype, teacher.dtype)
     rows, cols = student.shape
     loss = student.new_empty((), dtype=dtype)
     return loss, student.new_empty(native.statistics_size(rows, cols), dtype=dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._dtypes import accumulator
 from .backends import native_rank, triton
 
 _library = torch.library.Library("r2kd", "FRAGMENT")
@@ -30,8 +31,7 @@ _library.define(
 def _spearman_fake(
     x: Tensor, y: Tensor, mask: Tensor | None, soft: bool, strength: float, eps: float
 ) -> Tensor:
-    double = torch.float64 in (x.dtype, y.dtype)
-    return x.new_empty(x.shape[0], dtype=torch.float64 if double else torch.float32)
+    return x.new_empty(x.shape[0], dtype=accumulator(x.dtype, y.dtype))
 
 
 @torch.library.register_fake("r2kd::spearman_backward")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._arguments import check_count
+
 
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], batches: int) -> None:
@@ -36,12 +38,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], batches: int)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(batches, bool) or not isinstance(batches, int):
-        raise TypeError(
-            f"batches must be an integer >= 1, got {batches!r} of type {type(batches).__name__}"
-        )
-    if batches < 1:
-        raise ValueError(f"batches must be an integer >= 1, got {batches}")
+    check_count("batches", batches)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and _statistics(m)]
     if not norms:
         raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments as arguments
+from ._dtypes import accumulator
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -46,8 +47,7 @@ def correlation_from_options(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     """The value term of checked logits (B, C), mask and weights (B,); see `correlation_kd`."""
-    double = torch.float64 in (student.dtype, teacher.dtype)
-    z = student.to(torch.float64 if double else torch.float32)  # [B, C]
+    z = student.to(accumulator(student.dtype, teacher.dtype))  # [B, C]
     y = teacher.detach().to(z.dtype)  # [B, C]
     keep = None if mask is None else mask.unsqueeze(1)  # [B, 1]
     if keep is not None:  # before the softmax, so that a masked NaN reaches nothing
@@ -146,8 +146,7 @@ def spearman_from_options(
     x: Tensor, y: Tensor, mask: Tensor | None, soft: bool, strength: float, eps: float
 ) -> Tensor:
     """rho (B,) of checked rows (B, C), 0 where the mask (B,) is False; see `spearman`."""
-    double = torch.float64 in (x.dtype, y.dtype)
-    dtype = torch.float64 if double else torch.float32
+    dtype = accumulator(x.dtype, y.dtype)
     if mask is not None:
         x, y = (t.where(mask.unsqueeze(1), 0.0) for t in (x, y))
     if soft:

@@ -67,6 +67,11 @@ def _obstacle(backend: str, device: torch.device) -> str | None:
     return None if _has_triton() else "needs the package triton, which is not installed"
 
 
+def is_interpreted(backend: str, device: torch.device) -> bool:
+    """Whether a chosen backend is Triton's interpreter, which takes the place of the ops."""
+    return backend == "triton" and device.type == "cpu"
+
+
 def choose(backend: str | None, device: torch.device, classes: int | None = None) -> Choice:
     """The backend for logits of `classes` classes on `device`, given the user's wish.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from .._dtypes import accumulator
 from .native import _DTYPE_CODES, statistics_size
 
 
@@ -66,8 +67,7 @@ def correlation(
     rows, cols = student.shape
     _check_classes(cols)
     student_dtype, teacher_dtype = student.dtype, teacher.dtype
-    double = student_dtype == torch.float64 or teacher_dtype == torch.float64
-    dtype = torch.float64 if double else torch.float32
+    dtype = accumulator(student_dtype, teacher_dtype)
     stats = student.new_empty(statistics_size(rows, cols), dtype=dtype)
     if rows == 0 or (inter_weight == 0 and intra_weight == 0):
         return student.new_zeros((), dtype=dtype), stats

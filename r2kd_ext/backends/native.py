@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from .._dtypes import accumulator
 
 if TYPE_CHECKING:
     from .._arguments import CorrelationOptions
@@ -49,8 +50,7 @@ def correlation(
 ) -> tuple[Tensor, Tensor]:
     rows, cols = student.shape
     student_dtype, teacher_dtype = student.dtype, teacher.dtype
-    double = student_dtype == torch.float64 or teacher_dtype == torch.float64
-    dtype = torch.float64 if double else torch.float32
+    dtype = accumulator(student_dtype, teacher_dtype)
     loss = torch.empty((), dtype=dtype)  # []
     # Zeros: what a call does not need (masked rows, column means of a cosine) is not written.
     stats = torch.zeros(_ROW_STATS * rows + _COL_STATS * cols, dtype=dtype)

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from .._dtypes import accumulator
 from .native import _DTYPE_CODES, _PLAIN, ContiguousCall, _dispatch_modes, _threads
 
 
 def is_plain(x: Tensor) -> bool:
     """Whether nothing but the CPU kernel would see a call of an op on `x` (outside of tracing)."""
     return type(x) in _PLAIN and x.is_cpu and not x.is_neg() and not _dispatch_modes()
-
-
-def _accumulator(*dtypes: torch.dtype) -> torch.dtype:
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def spearman(
@@ -29,7 +26,7 @@ def spearman(
     strength: float,
     eps: float,
 ) -> Tensor:
-    rho = torch.empty(x.shape[0], dtype=_accumulator(x.dtype, y.dtype))  # [B]
+    rho = torch.empty(x.shape[0], dtype=accumulator(x.dtype, y.dtype))  # [B]
     _core.spearman_forward(
         *x.shape, eps, strength, soft,
         x.data_ptr(), *x.stride(), _DTYPE_CODES[x.dtype],
@@ -79,7 +76,7 @@ def spearman_backward(
 
 
 def soft_rank(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:  # x: [B, C]
-    ranks = torch.empty(x.shape, dtype=_accumulator(x.dtype))  # [B, C]
+    ranks = torch.empty(x.shape, dtype=accumulator(x.dtype))  # [B, C]
     order = torch.empty(x.shape, dtype=torch.int32)  # [B, C]
     _core.soft_rank_forward(
         *x.shape, strength, x.data_ptr(), *x.stride(), _DTYPE_CODES[x.dtype],

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from .._arguments import check_count
 from . import digits
 from .mobilenet_v2 import MobileNetV2
 from .resnet import BasicBlock, Bottleneck, ResNet
@@ -63,11 +64,5 @@ def create(name: str, num_classes: int) -> nn.Module:
     """
     if name not in _BUILDERS:
         raise ValueError(f"name must be one of {', '.join(map(repr, names()))}, got {name!r}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(
-            f"num_classes must be an integer >= 1, got {num_classes!r} "
-            f"of type {type(num_classes).__name__}"
-        )
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes}")
+    check_count("num_classes", num_classes)
     return _BUILDERS[name](num_classes)

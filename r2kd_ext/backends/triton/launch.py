@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._dtypes import accumulator
 from ..native import statistics_size
 from . import configs, interpreter
 from .backward import gradient_kernel, long_gradient_kernel
@@ -65,8 +66,8 @@ class _Operands:
 
     def __init__(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
         self.rows, self.cols = student.shape
-        self.double = torch.float64 in (student.dtype, teacher.dtype)
-        self.dtype = torch.float64 if self.double else torch.float32
+        self.dtype = accumulator(student.dtype, teacher.dtype)
+        self.double = self.dtype == torch.float64
         self.masked = mask is not None
         if student.device.type == "cpu":
             student, teacher = interpreter.readable(student), interpreter.readable(teacher)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..._dtypes import accumulator
 from . import configs, interpreter
 from .launch import on_device_of, packed
 from .ranks import (
@@ -21,10 +22,6 @@ from .ranks import (
     soft_gradient_kernel,
     sort_kernel,
 )
-
-
-def _accumulator(*dtypes: torch.dtype) -> torch.dtype:
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -48,7 +45,7 @@ def spearman(
     strength: float,
     eps: float,
 ) -> Tensor:
-    dtype = _accumulator(x.dtype, y.dtype)
+    dtype = accumulator(x.dtype, y.dtype)
     rho = x.new_empty(x.shape[0], dtype=dtype)  # [B]
     if x.shape[0] > 0:
         with on_device_of(x):
@@ -167,7 +164,7 @@ def spearman_backward(
 
 
 def soft_rank(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:  # x: [B, C]
-    dtype = _accumulator(x.dtype)
+    dtype = accumulator(x.dtype)
     if x.shape[0] == 0:
         return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=torch.int32)
     with on_device_of(x):
