@@ -21,10 +21,10 @@ from typing import Any
 from harness import machine, write_rows
 
 from r2kd_ext import CorrelationKDLoss
-from r2kd_ext.train import jobs
-from r2kd_ext.train.loop import predict
-from r2kd_ext.train.methods import r2kd
-from r2kd_ext.train.settings import Settings
+from r2kd_ext.demo import jobs
+from r2kd_ext.demo.loop import predict
+from r2kd_ext.demo.methods import r2kd
+from r2kd_ext.demo.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "ablation_rank.csv"
 SEEDS = 5

@@ -15,9 +15,9 @@ from harness import machine, write_rows
 from torch import nn
 
 from r2kd_ext import prune, recalibrate_batchnorm
-from r2kd_ext.train import data, jobs
-from r2kd_ext.train.loop import accuracy_of, predict
-from r2kd_ext.train.settings import TEACHER_MODEL, Settings
+from r2kd_ext.demo import data, jobs
+from r2kd_ext.demo.loop import accuracy_of, predict
+from r2kd_ext.demo.settings import TEACHER_MODEL, Settings
 
 RESULTS = Path(__file__).parent / "results" / "recalibration.csv"
 AMOUNTS = (0.1, 0.3, 0.5, 0.7)

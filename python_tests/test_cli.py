@@ -47,8 +47,9 @@ def test_a_missing_extra_is_named_with_the_remedy(tmp_path: Path) -> None:
         f"""
 import sys
 from r2kd_ext.cli import main
+ours = ("r2kd_ext.demo", "r2kd_ext.train")
 for package in ("kornia", "matplotlib", "mlxtend", "rich", "safetensors"):
-    for name in [n for n in sys.modules if n.partition(".")[0] == package or ".train." in n]:
+    for name in [n for n in sys.modules if n.partition(".")[0] == package or n.startswith(ours)]:
         del sys.modules[name]
     sys.modules[package] = None  # makes the import fail as if it were not installed
     print(package, main(["demo", "--output", r"{tmp_path / "demo"}"]))

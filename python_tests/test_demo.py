@@ -18,10 +18,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from r2kd_ext import models
+from r2kd_ext.demo import augment, data, loop, methods, results
+from r2kd_ext.demo import run as demo
+from r2kd_ext.demo.screen import Screen
+from r2kd_ext.demo.settings import Settings
 from r2kd_ext.teacher import TeacherEnsemble
-from r2kd_ext.train import augment, data, demo, files, loop, methods, networks, results
-from r2kd_ext.train.screen import Screen
-from r2kd_ext.train.settings import Settings
+from r2kd_ext.train import files, networks
 
 TINY = Settings(
     seeds=2,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .train.settings import QUICK, Settings
+from .demo.settings import QUICK, Settings
 
-# Of the extra "train"; nothing outside of `train/` imports them.
+# Of the extra "train"; nothing outside of `train/` and `demo/` imports them.
 _TRAIN_PACKAGES = ("kornia", "matplotlib", "mlxtend", "rich", "safetensors")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -121,11 +121,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     try:
         from rich.console import Console
 
-        from .train import demo, report
+        from .demo import report
+        from .demo import run as demo
+        from .demo.loop import TrainingFailed
+        from .demo.screen import Screen
         from .train.files import FileProblem
         from .train.interrupt import ctrl_c_between_steps
-        from .train.loop import TrainingFailed
-        from .train.screen import Screen
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _TRAIN_PACKAGES:

@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..train.interrupt import stop_if_asked
 from .augment import Seeded
 from .data import Images
-from .interrupt import stop_if_asked
 from .methods import Batch
 
 _EVALUATION_BATCH = 250  # activations of one pass stay in the cache; 1000 takes twice as long

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from .. import models
+from ..train.files import write
 from . import data, plots, results
-from .files import write
 from .loop import Epoch
 from .methods import KL_TEMPERATURE, KL_WEIGHT, METHODS
 from .settings import QUICK, STUDENT_MODEL, TEACHER_MODEL

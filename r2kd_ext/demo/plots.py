@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..train.files import write
 from . import results
-from .files import write
 from .loop import Epoch
 from .methods import METHODS
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..info import version_of
+from ..train.files import FileProblem, new_folder, read_json, write_json
 from . import data, jobs, report, results
-from .files import FileProblem, new_folder, read_json, write_json
 from .methods import METHODS
 from .parts import Part, obtain
 from .screen import Screen

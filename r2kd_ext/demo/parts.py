@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .files import FileProblem, read_json, write_json
+from ..train.files import FileProblem, read_json, write_json
+from ..train.networks import load_network, save_network
 from .loop import Epoch
-from .networks import load_network, save_network
 
 
 class Part(NamedTuple):

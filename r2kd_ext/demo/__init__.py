@@ -1,0 +1,1 @@
+"""The demo: four ways of distillation on handwritten digits (`r2kd demo`)."""
