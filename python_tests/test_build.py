@@ -146,4 +146,5 @@ def test_the_package_under_test_is_the_installed_one() -> None:
     assert "r2kd_ext/_core.pyi" in files
     assert not [name for name in files if name.startswith(("csrc", "python_tests"))]
     assert installed.metadata["License-Expression"] == "MIT"
-    assert set(installed.metadata.get_all("Provides-Extra") or []) == {"train", "bench", "export", "dev"}
+    extras = set(installed.metadata.get_all("Provides-Extra") or [])
+    assert extras == {"train", "bench", "export", "dev"}
