@@ -103,7 +103,7 @@ def truth_of(
     y = logits(th, tw, tb, scales[1], caps[1]) if teacher_logits is None else teacher_logits
     value = value_term(
         z, y, temperature, correlation=correlation, inter_weight=weight, intra_weight=0.0,
-        temperature_scaling=temperature_scaling, eps=eps, precision=np.longdouble,
+        temperature_scaling=temperature_scaling, eps=eps,
         mask=None if mask is None else mask.reshape(-1).numpy(),
     )  # fmt: skip
     dz = value.grad.astype(np.float64) * scales[0]
