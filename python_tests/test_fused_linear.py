@@ -126,6 +126,45 @@ def test_blocks_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_true(heads, got, truth_of(heads))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_narrow_products(
+    autocast: bool, mapped: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU multiplies 16-bit operands as they are, so the gradient of the logits is rounded, after
+    the softmax. Here with products that do the same."""
+
+    def product(a: Tensor, b: Tensor, out: torch.dtype) -> Tensor:
+        assert a.dtype == b.dtype == dtype
+        return a.to(out) @ b.to(out)
+
+    monkeypatch.setattr(linear_head, "_multiplies_halves", lambda device: True)
+    monkeypatch.setattr(linear_head, "_product", product)
+    monkeypatch.setattr(linear_head, "BLOCK_BYTES", 4 * 12 * 9)
+    heads = make_heads(400, spread=0.1, dtype=dtype)  # gradients below what float16 can hold
+    options: dict[str, Any] = {"logit_scale": 0.7}
+    if mapped:
+        options["vocab_map"] = torch.arange(61)
+    inputs = heads
+    if autocast:
+        inputs = Heads(*(x.detach().float() for x in heads))
+        for x in inputs.student:
+            x.requires_grad_()
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        loss = fused_linear_correlation_kd(**inputs.keywords(), chunk_rows=90, **options)
+    grads = torch.autograd.grad(loss, inputs.student, torch.tensor(2.0**10))
+    truth = truth_of(heads, scales=(0.7, 0.7))
+    assert loss.item() == pytest.approx(truth.loss, abs=1e-5)
+    h, w = (x.detach().double().numpy() for x in heads.student[:2])
+    square, unit = truth.logit_grad**2, torch.finfo(dtype).eps / 2
+    sizes = (square @ w**2, square.T @ h**2, np.zeros(61))
+    found = tuple(x.double() / 2**10 for x in grads)
+    for far, size, exact in zip(distances(found, truth), sizes, truth.grads, strict=True):
+        stored = unit * np.linalg.norm(exact)
+        assert far <= unit * np.sqrt(size.sum()) + stored + 1e-5 * np.linalg.norm(exact)
+
+
 def test_row_term_of_correlation_kd() -> None:
     heads = make_heads(dtype=torch.float64)
     h, w, b, th, tw, tb = heads

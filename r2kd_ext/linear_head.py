@@ -28,6 +28,11 @@ def _multiplies_halves(device: torch.device) -> bool:
     return device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
 
 
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b of 16-bit operands, accumulated and given in `dtype`."""
+    return torch.mm(a, b, out_dtype=dtype)
+
+
 class LinearHead:
     """Weight, bias and what comes after them, ready for the products of many chunks.
 
@@ -98,7 +103,7 @@ class LinearHead:
         for block, weight in self._blocks():
             part = logits[:, block]
             if self._narrow:
-                part.copy_(torch.mm(hidden, weight.t(), out_dtype=self.dtype))
+                part.copy_(_product(hidden, weight.t(), self.dtype))
                 if self._bias is not None:
                     part.add_(self._bias[block])
                 if self._scale != 1:
@@ -157,12 +162,12 @@ class LinearHead:
             grad, factor = grad / shift, factor * shift
         rounded = grad.to(self._operand)  # [R, V]
         if grad_hidden is not None:
-            grad_hidden.copy_(torch.mm(rounded, self._weight, out_dtype=self.dtype))
+            grad_hidden.copy_(_product(rounded, self._weight, self.dtype))
             grad_hidden.mul_(factor)
         if grad_weight is None:
             return
         size = max(1, BLOCK_BYTES // (max(1, hidden.shape[1]) * self.dtype.itemsize))
         for first in range(0, self.classes, size):
             block = slice(first, first + size)
-            product = torch.mm(rounded[:, block].t(), hidden, out_dtype=self.dtype)
+            product = _product(rounded[:, block].t(), hidden, self.dtype)
             grad_weight[block].add_(product.mul_(factor))
