@@ -142,8 +142,9 @@ def test_narrow_products(
     monkeypatch.setattr(linear_head, "_multiplies_halves", lambda device: True)
     monkeypatch.setattr(linear_head, "_product", product)
     monkeypatch.setattr(linear_head, "BLOCK_BYTES", 4 * 12 * 9)
-    heads = make_heads(400, spread=0.1, dtype=dtype)  # gradients below what float16 can hold
-    options: dict[str, Any] = {"logit_scale": 0.7}
+    heads = make_heads(400, dtype=dtype)
+    tiny = 2.0**-14  # brings the gradients of the logits below what float16 can hold
+    options: dict[str, Any] = {"logit_scale": 0.7, "weight": tiny}
     if mapped:
         options["vocab_map"] = torch.arange(61)
     inputs = heads
@@ -153,13 +154,13 @@ def test_narrow_products(
             x.requires_grad_()
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         loss = fused_linear_correlation_kd(**inputs.keywords(), chunk_rows=90, **options)
-    grads = torch.autograd.grad(loss, inputs.student, torch.tensor(2.0**10))
-    truth = truth_of(heads, scales=(0.7, 0.7))
-    assert loss.item() == pytest.approx(truth.loss, abs=1e-5)
+    grads = torch.autograd.grad(loss, inputs.student, torch.tensor(1 / tiny))
+    truth = truth_of(heads, scales=(0.7, 0.7), weight=tiny)
+    assert loss.item() == pytest.approx(truth.loss, rel=1e-5)
     h, w = (x.detach().double().numpy() for x in heads.student[:2])
     square, unit = truth.logit_grad**2, torch.finfo(dtype).eps / 2
     sizes = (square @ w**2, square.T @ h**2, np.zeros(61))
-    found = tuple(x.double() / 2**10 for x in grads)
+    found = tuple(x.double() * tiny for x in grads)
     for far, size, exact in zip(distances(found, truth), sizes, truth.grads, strict=True):
         stored = unit * np.linalg.norm(exact)
         assert far <= unit * np.sqrt(size.sum()) + stored + 1e-5 * np.linalg.norm(exact)
