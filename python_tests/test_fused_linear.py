@@ -417,11 +417,20 @@ def test_mixed_dtypes(owner: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "rows"), [(1, 4096), (32768, 256), (32000, 256), (128256, 64), (10**7, 16)]
+    ("classes", "rows"), [(1, 1024), (16384, 512), (32768, 256), (128256, 64), (10**7, 16)]
 )
 def test_chunk_rule(classes: int, rows: int) -> None:
-    """The largest power of two whose 12 V bytes per row fit into 128 MiB, from 16 to 4096."""
+    """The largest power of two whose 12 V bytes per row fit into 128 MiB, from 16 to 1024."""
     device = torch.device("cpu")
     assert chunks.rows_per_chunk(classes, torch.float32, device) == rows
-    half = max(16, min(4096, rows // 2 if classes > 1 else rows))
+    half = rows if rows in (16, 1024) else rows // 2
     assert chunks.rows_per_chunk(classes, torch.float64, device) == half
+
+
+def test_chunk_rule_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of what is free to the device or unused in torch's cache; no GPU is needed."""
+    free = 8 * 100 * 12 * 1000  # 100 rows of 1000 classes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free // 2, 2 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: free)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: free // 2)
+    assert chunks.rows_per_chunk(1000, torch.float32, torch.device("cuda")) == 64

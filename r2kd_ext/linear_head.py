@@ -99,25 +99,32 @@ class LinearHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], an operand -> [R, V]."""
-        logits = hidden.new_empty(hidden.shape[0], self.classes, dtype=self.dtype)  # [R, V]
-        for block, weight in self._blocks():
-            part = logits[:, block]
-            if self._narrow:
-                part.copy_(_product(hidden, weight.t(), self.dtype))
-                if self._bias is not None:
-                    part.add_(self._bias[block])
-                if self._scale != 1:
-                    part.mul_(self._scale)
-            elif self._bias is None:
-                torch.addmm(part, hidden, weight.t(), beta=0, alpha=self._scale, out=part)
-            else:
-                factors: Any = {"beta": self._scale, "alpha": self._scale}
-                torch.addmm(self._bias[block], hidden, weight.t(), **factors, out=part)
+        if self._narrow and self._columns is None:
+            logits = _product(hidden, self._weight.t(), self.dtype)  # [R, V]
+        else:
+            logits = hidden.new_empty(hidden.shape[0], self.classes, dtype=self.dtype)  # [R, V]
+            for block, weight in self._blocks():
+                self._multiply(hidden, weight.t(), block, logits[:, block])
+        if self._narrow:
+            if self._bias is not None:
+                logits.add_(self._bias)
+            if self._scale != 1:
+                logits.mul_(self._scale)
         if self._softcap:
             logits.div_(self._softcap).tanh_().mul_(self._softcap)
         if self._absent is not None:
             logits.masked_fill_(self._absent, -torch.inf)
         return logits
+
+    def _multiply(self, hidden: Tensor, weight: Tensor, block: slice, logits: Tensor) -> None:
+        """hidden [R, H] weight [H, V_b] -> logits [R, V_b]; with bias and scale unless narrow."""
+        if self._narrow:
+            logits.copy_(_product(hidden, weight, self.dtype))
+        elif self._bias is None:
+            torch.addmm(logits, hidden, weight, beta=0, alpha=self._scale, out=logits)
+        else:
+            factors: Any = {"beta": self._scale, "alpha": self._scale}
+            torch.addmm(self._bias[block], hidden, weight, **factors, out=logits)
 
     def uncap_(self, grad: Tensor, logits: Tensor) -> None:
         """Take the gradient of the logits [R, V] back through the soft-cap. Both are overwritten.
