@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from ._dtypes import accumulator
+from .reference_fused_linear import fused_linear_correlation_kd as fused_linear_correlation_kd
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
