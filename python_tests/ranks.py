@@ -19,7 +19,7 @@ from typing import Any
 
 SIZES = (2, 4)
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["torch.distributed", "torch.nn.parallel", "r2kd_ext"]
+_PRELOADED = ["torch.distributed", "torch.distributed.tensor", "torch.nn.parallel", "r2kd_ext"]
 
 
 class RankFailure(AssertionError):

@@ -98,16 +98,36 @@ def partial_moments(
     sample_weight: Tensor | None,  # [B] float64
     backend: str,
 ) -> PartialMoments:
-    """The local part by the kernels of `backend` for rows, and in chunks of rows for columns.
+    """The local part: on the CPU by its kernels."""
+    if backend == "native" and student.device.type == "cpu":
+        sums, moments, stats = native.correlation_moments(
+            student, teacher, mask, options.temperature, options.centered,
+            float(options.inter_weight != 0), float(options.intra_weight != 0),
+            options.eps, sample_weight,
+        )  # fmt: skip
+        columns = moments if options.intra_weight != 0 else None
+        return PartialMoments(sums[0], sums[1], sums[2], columns, stats)
+    return moments_by_forward(student, teacher, mask, options, sample_weight, backend)
 
-    The forward kernels end in coefficients, not in moments, so they serve for the rows alone.
+
+def moments_by_forward(
+    student: Tensor,  # [B, C]
+    teacher: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    options: CorrelationOptions,
+    sample_weight: Tensor | None,  # [B] float64
+    backend: str,
+) -> PartialMoments:
+    """The local part by kernels that end in coefficients, not in moments, as those of GPUs do.
+
+    They serve for the rows; the columns are computed by torch, in chunks of rows.
     """
+    wants_rows = float(options.inter_weight != 0)
     kept = None if mask is None else mask.double()
     rows = student.new_tensor(len(student), dtype=torch.float64) if kept is None else kept.sum()
     weight = rows
     if sample_weight is not None:
         weight = (sample_weight if mask is None else sample_weight.where(mask, 0.0)).sum()
-    wants_rows = float(options.inter_weight != 0)
     arguments: Any = (
         student, teacher, mask, options.temperature, options.centered,
         wants_rows, 0.0, options.eps, sample_weight,

@@ -96,6 +96,39 @@ def correlation_backward(
     return grad_student
 
 
+def correlation_moments(
+    student: Tensor,  # [B, C]
+    teacher: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    eps: float,
+    sample_weight: Tensor | None,  # [B] float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward up to where rows of other processes come in: sums [3] and columns [3 or 5, C], in
+    float64, and the statistics; see csrc/include/r2kd/correlation.h."""
+    student, teacher = student.resolve_neg(), teacher.resolve_neg()
+    rows, cols = student.shape
+    sums = torch.empty(_core.MOMENT_SUMS, dtype=torch.float64)
+    columns = torch.zeros((5 if centered else 3, cols), dtype=torch.float64)
+    dtype = accumulator(student.dtype, teacher.dtype)
+    stats = torch.zeros(statistics_size(rows, cols), dtype=dtype)
+    student_row, student_col = student.stride()
+    teacher_row, teacher_col = teacher.stride()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    _core.correlation_moments(
+        rows, cols, temperature, centered, inter_weight, intra_weight, eps,
+        student.data_ptr(), student_row, student_col, _DTYPE_CODES[student.dtype],
+        teacher.data_ptr(), teacher_row, teacher_col, _DTYPE_CODES[teacher.dtype],
+        0 if mask is None else mask.data_ptr(), 0 if mask is None else mask.stride(0),
+        0 if weight is None else weight.data_ptr(),
+        sums.data_ptr(), columns.data_ptr(), stats.data_ptr(), _threads(),
+    )  # fmt: skip
+    return sums, columns, stats
+
+
 # What the kernels need to know of two tensors that they take as they lie: rows, columns, and the
 # dtype codes of student and teacher. A plain tuple, since a named one costs 0.3 us more.
 ContiguousCall = tuple[int, int, int, int]
