@@ -2,6 +2,7 @@
 
 from . import models, reference
 from .functional import correlation_kd, soft_rank, spearman
+from .fused_linear import fused_linear_correlation_kd
 from .info import build_info
 from .nn import CorrelationKDLoss
 from .pruning import prune
@@ -14,6 +15,7 @@ __all__ = [
     "TeacherEnsemble",
     "build_info",
     "correlation_kd",
+    "fused_linear_correlation_kd",
     "models",
     "prune",
     "recalibrate_batchnorm",

@@ -218,7 +218,9 @@ def check_sample_weight(sample_weight: Tensor | None, student: Tensor) -> None:
     _check_per_row("sample_weight", sample_weight, student)
 
 
-def _check_per_row(name: str, value: Tensor, student: Tensor) -> None:
+def _check_per_row(
+    name: str, value: Tensor, student: Tensor, student_name: str = "student_logits"
+) -> None:
     leading, rows = tuple(student.shape[:-1]), math.prod(student.shape[:-1])
     if tuple(value.shape) not in (leading, (rows,)):
         raise ValueError(
@@ -228,7 +230,7 @@ def _check_per_row(name: str, value: Tensor, student: Tensor) -> None:
         )
     if value.device != student.device:
         raise ValueError(
-            f"{name} must be on the device of student_logits, {student.device}, got {value.device}"
+            f"{name} must be on the device of {student_name}, {student.device}, got {value.device}"
         )
 
 

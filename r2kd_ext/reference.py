@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _arguments as arguments
 from ._dtypes import accumulator
 from .collectives import group_sum, scale_gradient
+from .reference_fused_linear import fused_linear_correlation_kd as fused_linear_correlation_kd
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
