@@ -6,10 +6,12 @@ TRITON_INTERPRET=1 pytest python_tests/triton_correlation_checks.py
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import Shape, each_dtype, loss_of, make_logits, make_mask
 from compare import assert_same_bits, assert_true, run
 
@@ -109,6 +111,21 @@ def test_as_the_native_backend() -> None:
     student, teacher = make_logits(12, 37, dtype=torch.float64)
     got = run(loss, student, teacher, correlation="pearson", temperature=1.7)
     native = run(r2kd_ext.correlation_kd, student, teacher, correlation="pearson", temperature=1.7)
+    torch.testing.assert_close(got.loss, native.loss, rtol=1e-13, atol=0)
+    torch.testing.assert_close(got.grad, native.grad, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("correlation", ["cosine", "pearson"])
+def test_over_a_process_group(tmp_path: Path, correlation: str) -> None:
+    """The columns come from torch and from the exchange, the rest from the kernels."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
+    try:
+        student, teacher = make_logits(12, 37, dtype=torch.float64)
+        options: dict[str, Any] = {"correlation": correlation, "mask": make_mask(12)}
+        got = run(loss, student, teacher, group=dist.group.WORLD, **options)
+        native = run(r2kd_ext.correlation_kd, student, teacher, **options)
+    finally:
+        dist.destroy_process_group()
     torch.testing.assert_close(got.loss, native.loss, rtol=1e-13, atol=0)
     torch.testing.assert_close(got.grad, native.grad, rtol=1e-10, atol=1e-16)
 

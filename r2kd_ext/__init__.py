@@ -8,6 +8,7 @@ from .nn import CorrelationKDLoss
 from .pruning import prune
 from .recalibration import recalibrate_batchnorm
 from .teacher import TeacherEnsemble
+from .vocab_parallel import vocab_parallel_correlation_kd
 
 __all__ = [
     "CorrelationKDLoss",
@@ -21,4 +22,5 @@ __all__ = [
     "reference",
     "soft_rank",
     "spearman",
+    "vocab_parallel_correlation_kd",
 ]

@@ -38,6 +38,7 @@ class CudaPlan(TypedDict):
 ROW_STATS: int
 COL_STATS: int
 MAX_RANK_COLS: int
+MOMENT_SUMS: int
 CUDA_COMPILED: bool
 MAX_CUDA_COLS: int
 
@@ -170,7 +171,9 @@ def cuda_correlation_backward(
     /,
 ) -> None: ...
 
-# Sizes, scalars, addresses, strides and dtype codes, in the order of csrc/bindings_rank.cpp.
+# Sizes, scalars, addresses, strides and dtype codes, in the order of csrc/bindings_moments.cpp and
+# csrc/bindings_rank.cpp.
+def correlation_moments(*arguments: float) -> None: ...
 def spearman_forward(*arguments: float) -> None: ...
 def hard_rank_loss(*arguments: float) -> None: ...
 def spearman_backward(*arguments: float) -> None: ...

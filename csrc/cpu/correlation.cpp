@@ -51,6 +51,19 @@ Status correlation_forward(const CorrelationParams& params, const ConstMatrix& s
   return with_types(call, run);
 }
 
+Status correlation_moments(const CorrelationParams& params, const ConstMatrix& student,
+                           const ConstMatrix& teacher, const std::uint8_t* mask,
+                           std::int64_t mask_stride, const double* sample_weight, double* sums,
+                           double* columns, void* stats, int threads) {
+  const Call call{params, student, teacher, mask, mask_stride, sample_weight};
+  const auto run = [&](auto type, auto stored, auto centered) {
+    using T = decltype(type);
+    return moments<T, decltype(stored)::value, decltype(centered)::value>(
+        call, sums, columns, static_cast<T*>(stats), threads);
+  };
+  return with_types(call, run);
+}
+
 Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,
                             const ConstMatrix& teacher, const std::uint8_t* mask,
                             std::int64_t mask_stride, const void* grad_loss, const void* stats,

@@ -9,6 +9,10 @@
                              const ConstMatrix& teacher, const std::uint8_t* mask,                 \
                              std::int64_t mask_stride, const double* sample_weight, void* loss,    \
                              void* stats, int threads);                                            \
+  Status correlation_moments(const CorrelationParams& params, const ConstMatrix& student,          \
+                             const ConstMatrix& teacher, const std::uint8_t* mask,                 \
+                             std::int64_t mask_stride, const double* sample_weight, double* sums,  \
+                             double* columns, void* stats, int threads);                           \
   Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,         \
                               const ConstMatrix& teacher, const std::uint8_t* mask,                \
                               std::int64_t mask_stride, const void* grad_loss, const void* stats,  \

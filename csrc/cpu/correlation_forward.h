@@ -250,6 +250,51 @@ double forward_rows(const Call& call, Range rows, double row_weight,
   return sum_r;
 }
 
+// The pass over all rows: what the parts leave behind, and the memory that it lies in.
+template <typename T, bool centered>
+struct RowsPass {
+  using Columns = ColumnMoments<T, centered>;
+  Workspace workspace;
+  int parts = 1;
+  PerPart<double> sum_r;
+  PerPart<Columns> columns;  // only where there is a column term
+
+  // row_weight: of each row's r in the loss, before its sample weight.
+  template <DType stored>
+  Status run(const Call& call, double row_weight, T* stats, int threads) {
+    const CorrelationParams& params = call.params;
+    const std::int64_t cols = params.cols;
+    const bool wants_columns = params.intra_weight != 0;
+    parts = part_count(params.rows, cols, threads);
+    const std::int64_t rows_per_part = (params.rows + parts - 1) / parts;
+    const bool tall = rows_per_part > Columns::kBlockRows;
+    const std::int64_t rows_bytes = scratch_bytes<T>(cols);
+    const std::int64_t columns_bytes = wants_columns ? Columns::bytes(cols, tall) : 0;
+    if (!workspace.allocate(parts, rows_bytes + columns_bytes)) return Status::out_of_memory;
+    auto body = [&](int part) {
+      const FlushDenormals flush;
+      char* memory = workspace.part(part);
+      const Range rows = part_range(params.rows, parts, part);
+      if (wants_columns) columns[part] = Columns(memory + rows_bytes, cols, tall);
+      T* scratch = reinterpret_cast<T*>(memory);
+      sum_r[part] =
+          wants_columns
+              ? forward_rows<T, stored, centered, true>(call, rows, row_weight, &columns[part], scratch,
+                                                        stats)
+              : forward_rows<T, stored, centered, false>(call, rows, row_weight, nullptr, scratch,
+                                                         stats);
+    };
+    run_parts(parts, body);
+    return Status::ok;
+  }
+
+  double total_r() {
+    double total = 0;
+    for (int part = 0; part < parts; ++part) total += sum_r[part];
+    return total;
+  }
+};
+
 template <typename T, DType stored, bool centered>
 Status forward(const Call& call, T* loss, T* stats, int threads) {
   const CorrelationParams& params = call.params;
@@ -259,50 +304,25 @@ Status forward(const Call& call, T* loss, T* stats, int threads) {
     *loss = T(0);
     return Status::ok;
   }
-  const bool wants_columns = params.intra_weight != 0;
-  const int parts = part_count(params.rows, cols, threads);
-  const std::int64_t rows_per_part = (params.rows + parts - 1) / parts;
-  const bool tall = rows_per_part > ColumnMoments<T, centered>::kBlockRows;
-
-  using Columns = ColumnMoments<T, centered>;
-  Workspace workspace;
-  const std::int64_t rows_bytes = scratch_bytes<T>(cols);
-  const std::int64_t columns_bytes = wants_columns ? Columns::bytes(cols, tall) : 0;
-  if (!workspace.allocate(parts, rows_bytes + columns_bytes)) return Status::out_of_memory;
-
-  PerPart<double> sum_r;
-  PerPart<Columns> columns;
   const double kept_weight =
       call.sample_weight == nullptr ? static_cast<double>(kept) : call.kept_weight();
   const bool wants_rows = params.inter_weight != 0 && kept_weight != 0;
-  const double row_weight = wants_rows ? params.inter_weight / kept_weight : 0;
-  auto rows_body = [&](int part) {
-    const FlushDenormals flush;
-    char* memory = workspace.part(part);
-    const Range rows = part_range(params.rows, parts, part);
-    if (wants_columns) columns[part] = Columns(memory + rows_bytes, cols, tall);
-    T* scratch = reinterpret_cast<T*>(memory);
-    sum_r[part] =
-        wants_columns
-            ? forward_rows<T, stored, centered, true>(call, rows, row_weight, &columns[part], scratch,
-                                                      stats)
-            : forward_rows<T, stored, centered, false>(call, rows, row_weight, nullptr, scratch,
-                                                       stats);
-  };
-  run_parts(parts, rows_body);
+  RowsPass<T, centered> pass;
+  const Status status = pass.template run<stored>(
+      call, wants_rows ? params.inter_weight / kept_weight : 0, stats, threads);
+  if (status != Status::ok) return status;
 
-  double total = 0;
-  for (int part = 0; part < parts; ++part) total += sum_r[part];
   double value = 0;
-  if (wants_rows) value = params.inter_weight * (1 - total / kept_weight);
-  if (wants_columns) {
+  if (wants_rows) value = params.inter_weight * (1 - pass.total_r() / kept_weight);
+  if (params.intra_weight != 0) {
     const int col_parts = part_count(cols, kFinishColsCost, threads);
     PerPart<double> col_sum_r;
     auto cols_body = [&](int part) {
       const FlushDenormals flush;
       const Range range = part_range(cols, col_parts, part);
-      col_sum_r[part] = finish_columns<T, centered>(&columns[0], parts, range, cols, params.intra_weight,
-                                                    params.eps, stats + params.rows * kRowStats);
+      col_sum_r[part] =
+          finish_columns<T, centered>(&pass.columns[0], pass.parts, range, cols, params.intra_weight,
+                                      params.eps, stats + params.rows * kRowStats);
     };
     run_parts(col_parts, cols_body);
     double col_total = 0;
@@ -310,6 +330,36 @@ Status forward(const Call& call, T* loss, T* stats, int threads) {
     value += params.intra_weight * (1 - col_total / static_cast<double>(cols));
   }
   *loss = static_cast<T>(value);
+  return Status::ok;
+}
+
+// The same up to where rows of other processes come in; see correlation_moments.
+template <typename T, DType stored, bool centered>
+Status moments(const Call& call, double* sums, double* columns, T* stats, int threads) {
+  const CorrelationParams& params = call.params;
+  const std::int64_t cols = params.cols;
+  const std::int64_t kept = call.kept_rows();
+  sums[kSumRows] = static_cast<double>(kept);
+  sums[kSumWeights] = call.sample_weight == nullptr ? static_cast<double>(kept) : call.kept_weight();
+  sums[kSumR] = 0;
+  if (kept == 0) return Status::ok;
+  RowsPass<T, centered> pass;
+  const Status status = pass.template run<stored>(call, params.inter_weight, stats, threads);
+  if (status != Status::ok) return status;
+  sums[kSumR] = pass.total_r();
+  if (params.intra_weight != 0) {
+    const int col_parts = part_count(cols, kFinishColsCost, threads);
+    auto cols_body = [&](int part) {
+      const Range range = part_range(cols, col_parts, part);
+      std::int64_t rows = 0;
+      for (int from = 0; from < pass.parts; ++from) {
+        pass.columns[from].merge_into(range.begin, range.end - range.begin, columns + range.begin, cols,
+                                      rows);
+        rows += pass.columns[from].rows();
+      }
+    };
+    run_parts(col_parts, cols_body);
+  }
   return Status::ok;
 }
 

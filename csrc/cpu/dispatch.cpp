@@ -69,6 +69,14 @@ Status correlation_forward(const CorrelationParams& params, const ConstMatrix& s
                 stats, threads)
 }
 
+Status correlation_moments(const CorrelationParams& params, const ConstMatrix& student,
+                           const ConstMatrix& teacher, const std::uint8_t* mask,
+                           std::int64_t mask_stride, const double* sample_weight, double* sums,
+                           double* columns, void* stats, int threads) {
+  R2KD_DISPATCH(correlation_moments, params, student, teacher, mask, mask_stride, sample_weight, sums,
+                columns, stats, threads)
+}
+
 Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,
                             const ConstMatrix& teacher, const std::uint8_t* mask,
                             std::int64_t mask_stride, const void* grad_loss, const void* stats,

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from .._arguments import CorrelationOptions
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ROW_STATS: int = _core.ROW_STATS
-_COL_STATS: int = _core.COL_STATS
+ROW_STATS: int = _core.ROW_STATS
+COL_STATS: int = _core.COL_STATS
+# A row's coefficients among its statistics (RowStat in csrc/include/r2kd/correlation.h).
+ROW_COEFS = slice(4, 6)
 _forward = _core.correlation_forward
 _backward = _core.correlation_backward
 _forward_contiguous = _core.correlation_forward_contiguous
@@ -34,7 +36,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 def statistics_size(rows: int, cols: int) -> int:
     """Elements of the statistics that forward leaves for backward: O(rows + cols)."""
-    return _ROW_STATS * rows + _COL_STATS * cols
+    return ROW_STATS * rows + COL_STATS * cols
 
 
 def correlation(
@@ -53,7 +55,7 @@ def correlation(
     dtype = accumulator(student_dtype, teacher_dtype)
     loss = torch.empty((), dtype=dtype)  # []
     # Zeros: what a call does not need (masked rows, column means of a cosine) is not written.
-    stats = torch.zeros(_ROW_STATS * rows + _COL_STATS * cols, dtype=dtype)
+    stats = torch.zeros(ROW_STATS * rows + COL_STATS * cols, dtype=dtype)
     student_row, student_col = student.stride()
     teacher_row, teacher_col = teacher.stride()
     weight = None if sample_weight is None else sample_weight.contiguous()
@@ -92,6 +94,39 @@ def correlation_backward(
         grad_loss.data_ptr(), stats.data_ptr(), grad_student.data_ptr(), _threads(),
     )  # fmt: skip
     return grad_student
+
+
+def correlation_moments(
+    student: Tensor,  # [B, C]
+    teacher: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    temperature: float,
+    centered: bool,
+    inter_weight: float,
+    intra_weight: float,
+    eps: float,
+    sample_weight: Tensor | None,  # [B] float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward up to where rows of other processes come in: sums [3] and columns [3 or 5, C], in
+    float64, and the statistics; see csrc/include/r2kd/correlation.h."""
+    student, teacher = student.resolve_neg(), teacher.resolve_neg()
+    rows, cols = student.shape
+    sums = torch.empty(_core.MOMENT_SUMS, dtype=torch.float64)
+    columns = torch.zeros((5 if centered else 3, cols), dtype=torch.float64)
+    dtype = accumulator(student.dtype, teacher.dtype)
+    stats = torch.zeros(statistics_size(rows, cols), dtype=dtype)
+    student_row, student_col = student.stride()
+    teacher_row, teacher_col = teacher.stride()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    _core.correlation_moments(
+        rows, cols, temperature, centered, inter_weight, intra_weight, eps,
+        student.data_ptr(), student_row, student_col, _DTYPE_CODES[student.dtype],
+        teacher.data_ptr(), teacher_row, teacher_col, _DTYPE_CODES[teacher.dtype],
+        0 if mask is None else mask.data_ptr(), 0 if mask is None else mask.stride(0),
+        0 if weight is None else weight.data_ptr(),
+        sums.data_ptr(), columns.data_ptr(), stats.data_ptr(), _threads(),
+    )  # fmt: skip
+    return sums, columns, stats
 
 
 # What the kernels need to know of two tensors that they take as they lie: rows, columns, and the

@@ -57,6 +57,24 @@ Status correlation_forward(const CorrelationParams& params, const ConstMatrix& s
                            std::int64_t mask_stride, const double* sample_weight, void* loss,
                            void* stats, int threads);
 
+// Forward up to where the rows of other processes come in: with the moments of all of them, the
+// caller writes the columns' statistics, and divides the rows' coefficients by the sum of all
+// weights. Without a column term where intra_weight is 0, without a row term where inter_weight is.
+// sums: [kMomentSums]
+// columns: [3, C] sums over the kept rows of p^2, q^2 and p q; centred [5, C], those of deviations
+// from the means over the same rows, then the means of p and of q. Zeros on entry.
+// stats: as above, the columns' not written, the rows' coefficients for inter_weight times w_i.
+enum MomentSum : int {
+  kSumRows = 0,     // kept rows
+  kSumWeights = 1,  // sum of their sample weights
+  kSumR = 2,        // sum of w_i r_i, 0 without a row term
+  kMomentSums = 3,
+};
+Status correlation_moments(const CorrelationParams& params, const ConstMatrix& student,
+                           const ConstMatrix& teacher, const std::uint8_t* mask,
+                           std::int64_t mask_stride, const double* sample_weight, double* sums,
+                           double* columns, void* stats, int threads);
+
 // grad_loss: one element of the statistics' type. grad_student: [B, C] contiguous, the student's
 // dtype, every element written.
 Status correlation_backward(const CorrelationParams& params, const ConstMatrix& student,
