@@ -112,8 +112,8 @@ class AugmentConfig:
     """Random changes of a batch, drawn from the run's seed.
 
     Attributes:
-        crop, crop_padding, crop_size, crop_scale, flip: the standard training augmentation: a random
-            square of `crop_size` pixels ("padded": after `crop_padding` pixels of zeros on each
+        crop, crop_padding, crop_size, crop_scale, flip: the standard augmentation: a random square
+            of `crop_size` pixels ("padded": after `crop_padding` pixels of zeros on each
             side; "resized": of a share of the area within `crop_scale` and an aspect ratio of 3/4
             to 4/3, scaled to `crop_size`), and a horizontal flip with probability 1/2.
             crop_padding -1: an eighth of the image size; crop_size -1: the image size.
@@ -200,9 +200,7 @@ class MethodConfig:
     augmented_view: bool = True
 
     def __post_init__(self) -> None:
-        _above_zero(
-            method__temperature=self.temperature, method__rank_strength=self.rank_strength
-        )
+        _above_zero(method__temperature=self.temperature, method__rank_strength=self.rank_strength)
         _at_least(
             0,
             method__inter_weight=self.inter_weight,
@@ -267,7 +265,10 @@ class OptimizerConfig:
         _at_least(1, optimizer__batch_size=self.batch_size, optimizer__epochs=self.epochs)
         if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum > 0, got 0")
-        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+        if (
+            list(self.milestones) != sorted(set(self.milestones))
+            or min(self.milestones, default=1) < 1
+        ):
             raise ValueError(
                 f"optimizer.milestones must be rising epochs >= 1, got {list(self.milestones)}"
             )

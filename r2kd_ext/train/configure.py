@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):
 
 def _yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)
     except ConfigProblem as problem:
         raise ConfigProblem(f"{source}: {problem}") from problem
     except yaml.YAMLError as error:
@@ -109,9 +109,7 @@ def _check_name(name: str, known: Sequence[str], prefix: str) -> None:
         near = []
         for section in _sections():
             if name in _keys(section):
-                raise ConfigProblem(
-                    f"{prefix}{name} is unknown; did you mean {section}.{name}?"
-                )
+                raise ConfigProblem(f"{prefix}{name} is unknown; did you mean {section}.{name}?")
     hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
     raise ConfigProblem(f"{prefix}{name} is unknown; {hint}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,9 +189,7 @@ def _packaged(config: DataConfig) -> Loaded:
     return train, test, test, tuple(str(label) for label in range(10))
 
 
-def _stored(
-    train: Labelled, validation: Labelled, test: Labelled, config: DataConfig
-) -> Loaded:
+def _stored(train: Labelled, validation: Labelled, test: Labelled, config: DataConfig) -> Loaded:
     named = {"train": train, "validation": validation, "test": test}
     for title, split in named.items():
         counts = np.bincount(np.asarray(split.labels, int), minlength=len(train.classes))
@@ -206,6 +204,19 @@ def _stored(
         check_images(dataset, config.check, config.workers)
     splits = [decoding[id(split)] for split in named.values()]
     return splits[0], splits[1], splits[2], train.classes
+
+
+def _loader(
+    dataset: Dataset[Any], workers: int, collate: Callable[[list[Any]], Any] | None = None
+) -> DataLoader[Any]:
+    """All items in order. A loader draws a number when it starts: here not a global one."""
+    return DataLoader(
+        dataset,
+        _CHECK_BATCH,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
 
 
 class _Checks(Dataset[str]):
@@ -235,7 +246,7 @@ def check_images(images: Decoding, check: str, workers: int) -> None:
     """
     problems: list[str] = []
     checks = _Checks(images, check == "pixels")
-    for batch in DataLoader(checks, _CHECK_BATCH, num_workers=workers, collate_fn=list):
+    for batch in _loader(checks, workers, list):
         problems += [problem for problem in batch if problem]
     if problems:
         raise FileProblem(
@@ -257,7 +268,7 @@ def moments(
     A channel of one value has the standard deviation 1, so that it can be divided by.
     """
     total, squares, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    for batch, _ in DataLoader(images, _CHECK_BATCH, num_workers=workers):
+    for batch, _ in _loader(images, workers):
         pixels = batch.double() / 255  # [B, 3, S, S]
         total += pixels.sum((0, 2, 3))
         squares += pixels.square().sum((0, 2, 3))

@@ -62,7 +62,7 @@ def _open_split(folder: Path) -> Labelled:
     classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
     if not classes:
         raise FileProblem(f"{folder} has no folders of classes in it")
-    known = {suffix for suffix in Image.registered_extensions()}
+    known = set(Image.registered_extensions())
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

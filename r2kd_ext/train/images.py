@@ -46,7 +46,7 @@ class Labelled:
         if content is None and path is None:
             raise FileProblem(f"{title} is missing")
         try:
-            source: Any = Path(path) if content is None else io.BytesIO(content)
+            source = Path(str(path)) if content is None else io.BytesIO(content)
             return Image.open(source), title
         except FileNotFoundError as error:
             raise FileProblem(f"{title} is missing") from error

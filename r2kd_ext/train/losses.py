@@ -1,4 +1,4 @@
-"""The losses of a student by name: ce, kl, dkd, dist and r2kd, on a batch and its augmented view."""
+"""The losses of a student by name: ce, kl, dkd, dist and r2kd."""
 
 from __future__ import annotations
 
@@ -185,9 +185,7 @@ class Method(nn.Module):
     def _checked(self, logits: Tensor, whose: str = "teacher") -> Tensor:
         if not isinstance(logits, Tensor) or logits.shape[1:] != (self.num_classes,):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"the {whose} must return logits (B, {self.num_classes}), got {found}"
-            )
+            raise ValueError(f"the {whose} must return logits (B, {self.num_classes}), got {found}")
         return logits
 
     def _warmup(self, epoch: int | None) -> float:

@@ -90,7 +90,9 @@ def _imported(name: str, num_classes: int) -> Any:
     function: Callable[[int], Any] | None = getattr(module, attribute, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value)]
-        raise ValueError(f"{module_name} has no function {attribute!r}{_nearest(attribute, public)}")
+        raise ValueError(
+            f"{module_name} has no function {attribute!r}{_nearest(attribute, public)}"
+        )
     try:
         return function(num_classes)
     except Exception as error:
@@ -104,7 +106,9 @@ def save_network(path: Path, network: nn.Module, name: str, num_classes: int) ->
     """Write the state of a network as safetensors; `name` and `num_classes` are what `create`
     takes, kept as metadata for `load_network`."""
     # Copies, since safetensors refuses tensors that share memory, as tied weights do.
-    state = {key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()}
+    state = {
+        key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()
+    }
     metadata = {"model": name, "num_classes": str(num_classes)}
     write(path, safetensors.torch.save(state, metadata))
 
