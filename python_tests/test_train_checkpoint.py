@@ -182,7 +182,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str)
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, call, full)
-        with pytest.raises(FileProblem, match=r"No space left on device\..*last good checkpoint is"):
+        with pytest.raises(FileProblem, match=r"No space left on device\..*last good"):
             store.save(3, some(3))
     assert [p.name for p in store.paths()] == [f"step-{n:09d}.safetensors" for n in (2, 1)]
     newest = store.load_newest()

@@ -81,7 +81,7 @@ def _digest(tensors: Mapping[str, Tensor], values: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -148,9 +148,7 @@ class Checkpoints:
                 damaged.append(path)
                 continue
             names = " and ".join(str(path) for path in damaged)
-            return (
-                f"The one before, {path}, is whole: delete {names}, and --resume goes on there"
-            )
+            return f"The one before, {path}, is whole: delete {names}, and --resume goes on there"
         return "No other checkpoint of this run is whole: start a new run without --resume"
 
     def _last_good(self) -> str:

@@ -47,7 +47,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="print the time of a step by part after a few steps, and write nothing",
     )
-    train.set_defaults(run=_train, overrides=[])
+    train.set_defaults(run=_train)
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -286,7 +286,8 @@ class RunConfig:
         compile: whether the student goes through `torch.compile`.
         ema_decay: of an exponential moving average of the student's weights; 0 keeps none.
         checkpoint_every: steps between checkpoints; 0: after each epoch alone.
-        keep: how many checkpoints are kept.
+        keep: how many checkpoints are kept, at least 2: where the newest is damaged, the one
+            before it is left.
         trackers: TensorBoard always; "wandb" where it is named.
     """
 
@@ -304,7 +305,7 @@ class RunConfig:
         if not self.output:
             raise ValueError("run.output must name a folder, got ''")
         _at_least(0, run__seed=self.seed, run__checkpoint_every=self.checkpoint_every)
-        _at_least(1, run__keep=self.keep)
+        _at_least(2, run__keep=self.keep)
         _fraction(run__ema_decay=self.ema_decay)
 
 

@@ -21,7 +21,7 @@ from .augment import Augment, View
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .configure import ConfigProblem
-from .data import ImageData, load
+from .data import ImageData, check_classes, load
 from .finite import TrainingFailed, describe, must_stop, save_batch
 from .interrupt import asked, ignore_signals
 from .losses import Method
@@ -93,13 +93,14 @@ class Engine:
         self._classes = len(data.classes)
         self._augment = Augment(config.augment, config.data.image_size, data.mean, data.std)
         self._load(data)
-        self._prepare(self._create())
+        self._prepare(self._create(data))
         self._folder: Path | None = None
         self._checkpoints: Checkpoints | None = None
         self._trackers: Trackers | None = None
         self._step = 0  # of the run, the next one
         self._sums: dict[str, float] = {}  # of the losses in this epoch
         self._counted = 0  # steps in them
+        self._rate = 0.0  # learning rate of the last step
         self._course: list[dict[str, Any]] = []
         self._seconds = 0.0  # of this epoch, in runs that were stopped
         self._started = time.perf_counter()
@@ -109,7 +110,7 @@ class Engine:
         batch_size, workers = self.config.optimizer.batch_size, self.config.data.workers
         try:
             self._sampler = BatchSampler(
-                len(data.train),
+                len(data.train),  # type: ignore[arg-type]
                 batch_size,
                 seed=self.config.run.seed,
                 rank=self._rank,
@@ -128,7 +129,7 @@ class Engine:
         )
         self._validation = Validation(
             data.validation,
-            len(data.validation),
+            len(data.validation),  # type: ignore[arg-type]
             self._classes,
             batch_size // self._world,
             workers,
@@ -137,12 +138,18 @@ class Engine:
             self._world,
         )
 
-    def _create(self) -> nn.Module:
+    def _create(self, data: ImageData) -> nn.Module:
         """The student; the method gets its teacher."""
         config = self.config
         seed_globally(derive(config.run.seed, "weights"))
         student = create(config.student, self._classes)
-        teacher = None if config.method.name == "ce" else create(config.teacher, self._classes)
+        check_classes(data, student, "student")
+        teacher = None
+        if config.method.name != "ce":
+            teacher = create(config.teacher, self._classes)
+            check_classes(data, teacher, "teacher")
+            if config.teacher.checkpoint is None and not config.teacher.pretrained:
+                self.screen.line("Note: teacher.checkpoint is not given; its weights are random")
         self._method = Method(
             config.method,
             teacher,
@@ -150,6 +157,10 @@ class Engine:
             group=torch.distributed.group.WORLD if self._world > 1 else None,
             teacher_dtype=torch.bfloat16 if config.run.teacher_dtype == "bf16" else None,
         ).to(self._device)
+        if self._method.takes_view and config.augment.view == "none":
+            raise ConfigProblem(
+                "augment.view must name a view where r2kd has method.augmented_view, got 'none'"
+            )
         seed_globally(derive(config.run.seed, "global", self._rank))
         return student
 
@@ -256,6 +267,7 @@ class Engine:
         with parts.part("backward"):
             self._accelerator.backward(total)
             losses = self._read({"loss": total.detach(), **named})
+        self._rate = float(self._optimizer.param_groups[0]["lr"])
         scaler = self._accelerator.scaler
         if must_stop(losses["loss"], None if scaler is None else scaler.get_scale()):
             self._fail(batch, clean, view, losses)
@@ -286,8 +298,7 @@ class Engine:
         self, batch: Batch, clean: Tensor, view: View | None, losses: Mapping[str, float]
     ) -> NoReturn:
         """Save the batch that gave a loss that is not finite, and raise TrainingFailed."""
-        rate = self._scheduler.get_last_lr()[0]
-        complaint = describe(losses, self._step + 1, self._sampler.epoch + 1, rate)
+        complaint = describe(losses, self._step + 1, self._sampler.epoch + 1, self._rate)
         if self._folder is None:
             raise TrainingFailed(complaint)
         tensors = {**batch._asdict(), "clean": clean}
@@ -312,8 +323,8 @@ class Engine:
         """Validate, log and save; then it is the next epoch."""
         assert self._folder is not None
         rate, seconds = self._images_per_second(), self._elapsed()
-        figures = {
-            "learning_rate": self._scheduler.get_last_lr()[0],
+        figures: dict[str, float] = {
+            "learning_rate": self._rate,
             **{name: value / self._counted for name, value in self._sums.items()},
             **self._accuracies(),
             "images_per_second": rate,
@@ -391,6 +402,7 @@ class Engine:
                 "sampler": self._sampler.state_dict(),
                 "sums": self._sums,
                 "counted": self._counted,
+                "rate": self._rate,
                 "seconds": self._elapsed(),
                 "course": self._course,
                 "config": asdict(self.config),
@@ -412,7 +424,8 @@ class Engine:
             raise ConfigProblem(f"the run cannot go on from its checkpoint: {error}") from error
         self._step = values["step"]
         self._sums, self._counted = values["sums"], values["counted"]
-        self._seconds, self._course = values["seconds"], values["course"]
+        self._rate, self._seconds = values["rate"], values["seconds"]
+        self._course = values["course"]
 
     def _save_student(self) -> None:
         """Write the student, and its average where there is one, for evaluation and use."""

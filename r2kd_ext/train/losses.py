@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ class Method(nn.Module):
 
     def loss(
         self,
-        student: nn.Module,
+        student: Callable[[Tensor], Tensor],
         clean: Tensor,
         labels: Tensor,
         view: View | None,

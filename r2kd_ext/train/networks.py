@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from .. import models
 from ..models.checkpoint import load_into
@@ -105,12 +105,15 @@ def _imported(name: str, num_classes: int) -> Any:
 def save_network(path: Path, network: nn.Module, name: str, num_classes: int) -> None:
     """Write the state of a network as safetensors; `name` and `num_classes` are what `create`
     takes, kept as metadata for `load_network`."""
+    save_state(path, network.state_dict(), name, num_classes)
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], name: str, num_classes: int) -> None:
+    """`save_network` of a network that is there as a state dict alone."""
     # Copies, since safetensors refuses tensors that share memory, as tied weights do.
-    state = {
-        key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()
-    }
+    copies = {key: tensor.detach().clone().contiguous() for key, tensor in state.items()}
     metadata = {"model": name, "num_classes": str(num_classes)}
-    write(path, safetensors.torch.save(state, metadata))
+    write(path, safetensors.torch.save(copies, metadata))
 
 
 def load_network(path: Path, name: str | None = None) -> nn.Module:

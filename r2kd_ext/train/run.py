@@ -75,9 +75,7 @@ def stored_config(folder: Path, overrides: Sequence[str]) -> Config:
     return load_config(folder / CONFIG, overrides)
 
 
-def resume(
-    folder: Path, config: Config, accelerator: Accelerator, screen: Screen
-) -> Engine | None:
+def resume(folder: Path, config: Config, accelerator: Accelerator, screen: Screen) -> Engine | None:
     """The run in `folder` where its newest checkpoint left it; None where it is finished.
 
     Raises:

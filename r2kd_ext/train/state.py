@@ -30,7 +30,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, whole, on the CPU; empty in other processes than the first."""
+    """Parameters and buffers by name, whole, on the CPU; only the first process has them."""
     return dict(get_model_state_dict(network, options=_WHOLE))  # type: ignore[arg-type]
 
 
@@ -57,10 +57,12 @@ class RunState:
     def capture(self) -> Checkpoint:
         """The state now."""
         tensors = {f"network/{key}": x for key, x in network_state(self._network).items()}
-        optimizer = get_optimizer_state_dict(self._network, self._optimizer, options=_WHOLE)
+        optimizer: dict[str, Any] = dict(
+            get_optimizer_state_dict(self._network, self._optimizer, options=_WHOLE)
+        )
         numbers: dict[str, dict[str, Any]] = {}
         for parameter, slots in optimizer.get("state", {}).items():
-            for slot, value in slots.items():  # type: ignore[union-attr]
+            for slot, value in slots.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{parameter}/{slot}"] = value
                 else:
@@ -93,7 +95,8 @@ class RunState:
             raise ValueError(
                 f"the checkpoint is of {values['processes']} processes, now there are {world}"
             )
-        set_model_state_dict(self._network, parts["network"], options=_WHOLE)
+        network: dict[str, Any] = dict(parts["network"])
+        set_model_state_dict(self._network, network, options=_WHOLE)
         state: dict[str, dict[str, Any]] = {
             parameter: dict(slots) for parameter, slots in values["optimizer"]["state"].items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import io
 import json
@@ -56,12 +57,9 @@ class Trackers:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb: Any = None
         if "wandb" in names:
-            import wandb
-
-            self._wandb = wandb.init(
-                project="r2kd_ext", name=folder.name, dir=str(folder), config=dict(config),
-                id=folder.name, resume="allow",
-            )  # fmt: skip
+            self._wandb = importlib.import_module("wandb").init(
+                project="r2kd_ext", name=folder.name, dir=str(folder), config=dict(config)
+            )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add scalars at a step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Validation:
         rank: int,
         world: int,
     ) -> None:
-        self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             _Padded(images),
             batch_sampler=shares(count, batch_size, rank, world),
             num_workers=workers,
