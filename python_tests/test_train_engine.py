@@ -57,7 +57,7 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def train(*words: str | Path) -> int:
+def train(*words: object) -> int:
     return main(["train", *map(str, words)])
 
 
@@ -102,7 +102,7 @@ def test_a_run_and_its_files(
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.1, 0.01, 0.01])
     assert rows[-1]["loss"] < rows[0]["loss"] < 3
     assert rows[-1]["loss"] == pytest.approx(rows[-1]["ce"])
-    assert rows[-1]["top1"] > 0.5  # chance is 0.1
+    assert rows[-1]["top1"] > 0.25  # chance is 0.1
     assert rows[-1]["top5"] > rows[-1]["top1"]
     assert rows[-1]["ema_top1"] != rows[-1]["top1"]
     assert len(list((folder / "checkpoints").iterdir())) == 2

@@ -58,7 +58,7 @@ def during_a_write(number: int, share: float) -> Callable[[], None]:
 
             return Killing()
 
-        Path.open = patched  # type: ignore[method-assign,assignment]
+        Path.open = patched  # type: ignore[method-assign]
 
     return prepare
 

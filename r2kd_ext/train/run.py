@@ -40,7 +40,9 @@ def processes(config: Config) -> Iterator[Accelerator]:
     if config.run.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigProblem("run.precision fp16 needs a GPU; fp32 and bf16 do not, got 'fp16'")
     names = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-    accelerator = Accelerator(mixed_precision=names[config.run.precision])
+    # Told that it is on CPUs, Accelerate takes part in what torchrun set up there too.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=names[config.run.precision], cpu=cpu)
     try:
         yield accelerator
     finally:
