@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -143,6 +144,13 @@ def _parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield key, _yaml(text, f"--{key}")
 
 
+@cache
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", type=Config)
+    return parser
+
+
 def _build(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     kinds = get_type_hints(Config)
     for section, values in sections.items():
@@ -152,11 +160,9 @@ def _build(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     name = sections["method"].get("name", MethodConfig().name)
     defaults = asdict(Config(method=MethodConfig.published(name)))
     content = {key: {**defaults[key], **values} for key, values in sections.items()}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", type=Config)
+    parser = _parser()
     try:
-        parsed = parser.parse_object({"config": content})
-        config = parser.instantiate_classes(parsed).config
+        config = parser.instantiate(parser.parse_object({"config": content})).config
     except jsonargparse.ArgumentError as error:
         found = re.search(r'"config\.(\w+)\.(\w+)', str(error))
         if found is None:
