@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -104,12 +106,10 @@ def _keys(section: str) -> list[str]:
 def _check_name(name: str, known: Sequence[str], prefix: str) -> None:
     if name in known:
         return
+    for section in _sections() if prefix else []:
+        if name in _keys(section):  # the right key in the wrong section
+            raise ConfigProblem(f"{prefix}{name} is unknown; did you mean {section}.{name}?")
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    if not near:  # the right key in the wrong section
-        near = []
-        for section in _sections():
-            if name in _keys(section):
-                raise ConfigProblem(f"{prefix}{name} is unknown; did you mean {section}.{name}?")
     hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
     raise ConfigProblem(f"{prefix}{name} is unknown; {hint}")
 
@@ -144,6 +144,13 @@ def _parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield key, _yaml(text, f"--{key}")
 
 
+@cache
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", type=Config)
+    return parser
+
+
 def _build(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     kinds = get_type_hints(Config)
     for section, values in sections.items():
@@ -153,18 +160,44 @@ def _build(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     name = sections["method"].get("name", MethodConfig().name)
     defaults = asdict(Config(method=MethodConfig.published(name)))
     content = {key: {**defaults[key], **values} for key, values in sections.items()}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", type=Config)
+    parser = _parser()
     try:
-        parsed = parser.parse_object({"config": content})
-        config = parser.instantiate_classes(parsed).config
+        config = parser.instantiate(parser.parse_object({"config": content})).config
     except jsonargparse.ArgumentError as error:
-        reason = " ".join(str(error).replace('Parser key "config.', 'Parser key "').split())
-        raise ConfigProblem(reason.removeprefix("Parser key ").replace('"', "", 2)) from error
+        found = re.search(r'"config\.(\w+)\.(\w+)', str(error))
+        if found is None:
+            raise ConfigProblem(str(error)) from error
+        section, key = found.groups()
+        kind = _described(get_type_hints(kinds[section])[key])
+        raise ConfigProblem(
+            f"{section}.{key} must be {kind}, got {content[section][key]!r}"
+        ) from error
     except ValueError as error:
         raise ConfigProblem(str(error)) from error
     assert isinstance(config, Config)
     return config
+
+
+_WORDS = {
+    bool: ("true or false", "true or false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    type(None): ("null", "nulls"),
+}
+
+
+def _described(hint: Any, place: int = 0) -> str:
+    """A type as the reader of a YAML file would call it; place 1: the plural."""
+    arguments = get_args(hint)
+    if hint in _WORDS:
+        return _WORDS[hint][place]
+    if get_origin(hint) is Literal:
+        return ", ".join(arguments)
+    if get_origin(hint) is tuple:
+        count = "" if arguments[-1] is ... else f"{len(arguments)} "
+        return f"a list of {count}{_described(arguments[0], 1)}"
+    return " or ".join(_described(argument, place) for argument in arguments)
 
 
 def _check_choice(key: str, hint: Any, value: Any) -> None:

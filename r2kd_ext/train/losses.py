@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -230,12 +229,13 @@ def decoupled_divergences(
     is_target = F.one_hot(labels, student.shape[1]).bool()  # [B, C]
     binary, others = [], []
     for logits in (student, teacher):
-        log_p = F.log_softmax(_wide(logits) / temperature, dim=1)  # [B, C]
-        log_target = log_p[is_target]  # [B]
-        # The rest by logsumexp: 1 - p_t has no digits left where the teacher is sure.
-        log_rest = log_p.masked_fill(is_target, -math.inf).logsumexp(1)  # [B]
-        binary.append(torch.stack([log_target, log_rest], dim=1))  # [B, 2]
-        others.append(log_p[~is_target].reshape(len(labels), -1) - log_rest[:, None])  # [B, C - 1]
+        scaled = _wide(logits) / temperature
+        target = scaled[is_target]  # [B]
+        rest = scaled[~is_target].reshape(len(labels), -1)  # [B, C - 1]
+        # From the rest's own logits: 1 - p_t has no digits left where the teacher is sure.
+        pair = torch.stack([target, rest.logsumexp(1)], dim=1)  # [B, 2]
+        binary.append(F.log_softmax(pair, dim=1))
+        others.append(F.log_softmax(rest, dim=1))
     scale = temperature**2
     target_part, other_part = (
         scale * F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
