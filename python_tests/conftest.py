@@ -43,6 +43,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Any]:
+    """Processes that are ranks of torch.distributed over gloo; see ranks.py."""
+    from ranks import Ranks
+
+    pool = Ranks()
+    yield pool
+    pool.close()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With R2KD_TEST_SHARD=1/3, the second of three shares; a test's cases stay together.
 

@@ -312,7 +312,7 @@ OPTIONS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
         r"sample_weight .*device.*cpu.*meta",
         {"sample_weight": torch.ones(4, device="meta")},
     ),
-    "group": (NotImplementedError, r"group.*not implemented", {"group": object()}),
+    "group": (TypeError, r"group must be a ProcessGroup.*object", {"group": object()}),
 }
 
 

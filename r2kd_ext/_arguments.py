@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 CORRELATIONS = ("cosine", "pearson")
@@ -232,9 +233,20 @@ def _check_per_row(name: str, value: Tensor, student: Tensor) -> None:
 
 
 def check_group(group: Any) -> None:
-    """Raise NotImplementedError unless group is None."""
-    if group is not None:
+    """Raise unless group is None or a process group of torch.distributed that this rank is in."""
+    if group is None:
+        return
+    if torch.compiler.is_compiling():
         raise NotImplementedError(
-            f"group must be None in this version, got {_describe(group)}: "
-            "the loss over a process group is not implemented yet"
+            "group must be None inside torch.compile(fullgraph=True) in this version; "
+            "call the loss outside of the compiled function"
         )
+    accepted = "a ProcessGroup of the initialised torch.distributed, or None"
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be {accepted}, got {_describe(group)}")
+    try:
+        rank = dist.get_rank(group)
+    except ValueError as error:  # destroyed, or torch.distributed is not initialised
+        raise ValueError(f"group must be {accepted}: {error}") from error
+    if rank < 0:
+        raise ValueError(f"group must contain this rank, {dist.get_rank()}, which it does not")

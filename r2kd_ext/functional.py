@@ -12,6 +12,8 @@ from . import reference
 from .autograd import CorrelationFunction, apply_contiguous
 from .autograd_rank import SoftRankFunction, SoftSpearmanFunction, hard_spearman
 from .backends import WISH, choose, choose_ranks, is_interpreted, native
+from .collectives import scale_gradient
+from .distributed import GroupCorrelationFunction
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -84,7 +86,10 @@ def correlation_kd(
             term and in the rank term. They should be >= 0 (not checked), need not sum to anything,
             and get no gradient. Both terms are 0 where the weights of the kept rows sum to 0.
         eps: >= 0, added to the product of the norms.
-        group: process group over which the loss is exact; must be None in this version.
+        group: process group of torch.distributed over whose rows the loss is taken: as if one
+            process had the concatenated batch. Batches, masks and weights may differ between
+            ranks, also in size; a rank may have no row. Every rank of the group must call, with
+            the same options, classes and dtypes; see Note.
         backend: None chooses (`build_info()["ops"]` says what and why): the environment variable
             R2KD_BACKEND as it is at import, else "native" on the CPU and "reference" on a GPU; or
             "native" (the compiled kernels: CPU, and CUDA where built with it), "triton" (GPU; CPU
@@ -101,7 +106,18 @@ def correlation_kd(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it, what was given and
             what is accepted.
-        NotImplementedError: `group`, or `sample_weight` with Triton's kernels.
+        NotImplementedError: `sample_weight` with Triton's kernels, or `group` inside of
+            ``torch.compile(fullgraph=True)``; without `fullgraph` the graph breaks there.
+
+    Note:
+        With `group`, every rank returns the same loss L of the global batch, and its gradient is W
+        dL/dz for its own logits z, where W is the number of ranks of the group: DDP and FSDP
+        average the gradients of the parameters over W ranks, after which they are those of one
+        process. Where gradients are summed over the ranks instead, divide the loss by W first.
+        Forward sends O(C) numbers (docs/scaling.md), backward none; no second derivative. Ranks
+        that disagree in an option raise ValueError on the CPU and get NaN on a GPU, where forward
+        does not wait for the device. A rank that does not call, or has another number of classes,
+        is an error of torch.distributed on the others within the time-out of the group.
     """
     compiling = torch.compiler.is_compiling()
     check = arguments.check_options if compiling else arguments.cached_options
@@ -138,6 +154,14 @@ def correlation_kd(
             arguments.check_sortable("student_logits", student_logits)
     teacher = teacher_logits.detach()
     weight = None if sample_weight is None else sample_weight.detach().double().reshape(-1)
+    rank_options = None
+    if rank_weight != 0:
+        rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
+    if group is not None:
+        return _group_loss(
+            student_logits, teacher, mask, options, rank_options, weight,
+            chosen, rank_backend, group,
+        )  # fmt: skip
     if chosen == "reference":
         rows = arguments.flatten_rows(student_logits, teacher, mask)
         loss = reference.correlation_from_options(*rows, options, weight)
@@ -152,10 +176,38 @@ def correlation_kd(
             return loss
     else:
         loss = CorrelationFunction.apply(student_logits, teacher, mask, options, weight, chosen)
-    if rank_backend is None:
+    if rank_backend is None or rank_options is None:
         return loss
-    rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
     return loss + _rank_loss(student_logits, teacher, mask, rank_options, weight, rank_backend)
+
+
+def _group_loss(
+    student: Tensor,  # [..., C]
+    teacher: Tensor,  # [..., C]
+    mask: Tensor | None,  # one bool per row
+    options: arguments.CorrelationOptions,
+    rank_options: arguments.RankOptions | None,
+    sample_weight: Tensor | None,  # [B]
+    backend: str,
+    rank_backend: str | None,
+    group: ProcessGroup,
+) -> Tensor:
+    rows = arguments.flatten_rows(student, teacher, mask)
+    if backend == "reference":
+        loss = reference.correlation_from_options(*rows, options, sample_weight, group)
+        if rank_options is not None:
+            loss = loss + reference.rank_loss(*rows, rank_options, sample_weight, group)
+        return scale_gradient(loss, group.size())
+    rho = None
+    if rank_options is not None:
+        soft, strength, eps = rank_options[1:]
+        if rank_backend is None or rank_backend == "reference":
+            rho = reference.spearman_from_options(*rows, soft, strength, eps)
+        else:
+            rho = _rho(student, teacher, mask, soft, strength, eps, rank_backend)
+    return GroupCorrelationFunction.apply(
+        student, teacher, rho, mask, options, rank_options, sample_weight, backend, group
+    )
 
 
 def _rank_loss(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from ._dtypes import accumulator
+from .collectives import group_sum, scale_gradient
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,8 +25,40 @@ def _correlation(p: Tensor, q: Tensor, dim: int, eps: float) -> Tensor:
     return (p * q).sum(dim) / (norms + eps)
 
 
-def row_distance(r: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
-    """1 - (weighted) mean of the kept rows' r, r (B,) -> scalar; 0 where no row counts."""
+def _group_correlation(p: Tensor, q: Tensor, eps: float, group: ProcessGroup) -> Tensor:
+    """r (C,) of columns whose rows lie on all ranks of the group, p and q (B, C)."""
+
+    def norm(x: Tensor) -> Tensor:
+        square = group_sum((x * x).sum(0), group)
+        positive = square > 0
+        return square.where(positive, 1.0).sqrt().where(positive, 0.0)  # subgradient 0 at 0
+
+    return group_sum((p * q).sum(0), group) / (norm(p) * norm(q) + eps)
+
+
+def row_weights(mask: Tensor | None, sample_weight: Tensor | None, like: Tensor) -> Tensor:
+    """The weight of each row (B,) in a mean over rows, float64: 1 or its own, 0 where masked."""
+    rows = like.shape[0]
+    weight = like.new_ones(rows, dtype=torch.float64) if sample_weight is None else sample_weight
+    weight = weight.detach().double()
+    return weight if mask is None else weight.where(mask, 0.0)
+
+
+def row_distance(
+    r: Tensor,
+    mask: Tensor | None,
+    sample_weight: Tensor | None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """1 - (weighted) mean of the kept rows' r, r (B,) -> scalar; 0 where no row counts.
+
+    With a group, of the rows of all its ranks.
+    """
+    if group is not None:
+        weight = row_weights(mask, sample_weight, r).to(r.dtype)  # [B]
+        total = group_sum(weight.sum(), group)  # []
+        weighted = group_sum((weight * (r if mask is None else r.where(mask, 0.0))).sum(), group)
+        return (1 - weighted / total.where(total != 0, 1.0)).where(total != 0, 0.0)
     if sample_weight is None:
         if mask is None:
             return 1 - r.mean() if r.shape[0] > 0 else r.sum()
@@ -45,8 +78,12 @@ def correlation_from_options(
     mask: Tensor | None,
     options: arguments.CorrelationOptions,
     sample_weight: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
-    """The value term of checked logits (B, C), mask and weights (B,); see `correlation_kd`."""
+    """The value term of checked logits (B, C), mask and weights (B,); see `correlation_kd`.
+
+    With a group, the gradient is the derivative of the loss with respect to the local logits.
+    """
     z = student.to(accumulator(student.dtype, teacher.dtype))  # [B, C]
     y = teacher.detach().to(z.dtype)  # [B, C]
     keep = None if mask is None else mask.unsqueeze(1)  # [B, 1]
@@ -57,6 +94,8 @@ def correlation_from_options(
 
     rows, classes = p.shape
     count = p.new_tensor(rows) if mask is None else mask.sum().to(p.dtype)  # []
+    if group is not None:
+        count = group_sum(count, group)
     at_least_one = count.clamp(min=1)
 
     def only_kept(x: Tensor) -> Tensor:
@@ -66,13 +105,21 @@ def correlation_from_options(
     if options.inter_weight:
         a, b = (p - p.mean(1, True), q - q.mean(1, True)) if options.centered else (p, q)
         r = _correlation(a, b, 1, options.eps)  # [B]
-        loss = loss + options.inter_weight * row_distance(r, mask, sample_weight)
+        loss = loss + options.inter_weight * row_distance(r, mask, sample_weight, group)
     if options.intra_weight:
         a, b = only_kept(p), only_kept(q)
-        if options.centered:
-            a = only_kept(a - a.sum(0) / at_least_one)
-            b = only_kept(b - b.sum(0) / at_least_one)
-        r = _correlation(a, b, 0, options.eps)  # [C]
+        if group is None:
+            if options.centered:
+                a = only_kept(a - a.sum(0) / at_least_one)
+                b = only_kept(b - b.sum(0) / at_least_one)
+            r = _correlation(a, b, 0, options.eps)  # [C]
+        else:
+            if options.centered:
+                # The means as constants: their derivative multiplies sums of deviations over all
+                # ranks, which are 0, and the sum over one rank's rows is not.
+                a = only_kept(a - group_sum(a.detach().sum(0), group) / at_least_one)
+                b = only_kept(b - group_sum(b.detach().sum(0), group) / at_least_one)
+            r = _group_correlation(a, b, options.eps, group)  # [C]
         loss = loss + options.intra_weight * (1 - r.sum() / classes)
     return loss.where(count > 0, 0.0)
 
@@ -189,12 +236,13 @@ def rank_loss(
     mask: Tensor | None,
     options: arguments.RankOptions,
     sample_weight: Tensor | None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The rank term of checked logits (B, C), mask and weights (B,); see `correlation_kd`."""
     rho = spearman_from_options(
         student, teacher.detach(), mask, options.soft, options.strength, options.eps
     )
-    return options.weight * row_distance(rho, mask, sample_weight)
+    return options.weight * row_distance(rho, mask, sample_weight, group)
 
 
 def correlation_kd(
@@ -217,7 +265,8 @@ def correlation_kd(
     """Correlation-distance distillation loss in plain PyTorch.
 
     Arguments, result and errors are those of `r2kd_ext.correlation_kd`, except that there is no
-    backend to choose. Differentiable any number of times. Keeps O(B * C) for backward.
+    backend to choose. Differentiable any number of times (once with a group). Keeps O(B * C) for
+    backward.
     """
     options = arguments.check_options(
         temperature, correlation, inter_weight, intra_weight,
@@ -229,8 +278,8 @@ def correlation_kd(
     arguments.check_sample_weight(sample_weight, student_logits)
     rows = arguments.flatten_rows(student_logits, teacher_logits, mask)
     weight = None if sample_weight is None else sample_weight.reshape(-1)
-    loss = correlation_from_options(*rows, options, weight)
+    loss = correlation_from_options(*rows, options, weight, group)
     if rank_weight != 0:
         rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
-        loss = loss + rank_loss(*rows, rank_options, weight)
-    return loss
+        loss = loss + rank_loss(*rows, rank_options, weight, group)
+    return loss if group is None else scale_gradient(loss, group.size())

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from .._arguments import CorrelationOptions
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ROW_STATS: int = _core.ROW_STATS
-_COL_STATS: int = _core.COL_STATS
+ROW_STATS: int = _core.ROW_STATS
+COL_STATS: int = _core.COL_STATS
+# A row's coefficients among its statistics (RowStat in csrc/include/r2kd/correlation.h).
+ROW_COEFS = slice(4, 6)
 _forward = _core.correlation_forward
 _backward = _core.correlation_backward
 _forward_contiguous = _core.correlation_forward_contiguous
@@ -34,7 +36,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 def statistics_size(rows: int, cols: int) -> int:
     """Elements of the statistics that forward leaves for backward: O(rows + cols)."""
-    return _ROW_STATS * rows + _COL_STATS * cols
+    return ROW_STATS * rows + COL_STATS * cols
 
 
 def correlation(
@@ -53,7 +55,7 @@ def correlation(
     dtype = accumulator(student_dtype, teacher_dtype)
     loss = torch.empty((), dtype=dtype)  # []
     # Zeros: what a call does not need (masked rows, column means of a cosine) is not written.
-    stats = torch.zeros(_ROW_STATS * rows + _COL_STATS * cols, dtype=dtype)
+    stats = torch.zeros(ROW_STATS * rows + COL_STATS * cols, dtype=dtype)
     student_row, student_col = student.stride()
     teacher_row, teacher_col = teacher.stride()
     weight = None if sample_weight is None else sample_weight.contiguous()
