@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .demo.settings import QUICK, Settings
+from .train import cli_train
 
 # Of the extra "train"; nothing outside of `train/` and `demo/` imports them.
 _TRAIN_PACKAGES = ("kornia", "matplotlib", "mlxtend", "rich", "safetensors")
@@ -88,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
+    cli_train.add_commands(commands)
+
     info = commands.add_parser(
         "info",
         help="print what is installed and what would run",
@@ -164,9 +167,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `r2kd` with `argv` (default: the process's arguments); the exit code.
 
-    0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+    0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
-    arguments = _parser().parse_args(argv)
+    words, overrides = cli_train.split_overrides(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words)
+    arguments.overrides = overrides
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:

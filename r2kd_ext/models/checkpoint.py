@@ -45,11 +45,19 @@ def load(name: str, path: str | PathLike[str], num_classes: int) -> nn.Module:
         wrong shape.
     """
     network = create(name, num_classes)
+    load_into(network, path, f"{name} with {num_classes} classes")
+    return network.eval()
+
+
+def load_into(network: nn.Module, path: str | PathLike[str], title: str) -> None:
+    """Give `network` the weights of a file such as `load` takes; `title` names it in errors.
+
+    Raises OSError and ValueError, as `load` does.
+    """
     file = Path(path)
     state = _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
-    _check(state, network.state_dict(), f"{file} does not fit {name} with {num_classes} classes")
+    _check(state, network.state_dict(), f"{file} does not fit {title}")
     network.load_state_dict(state)
-    return network.eval()
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

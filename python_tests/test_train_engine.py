@@ -1,0 +1,322 @@
+"""`r2kd train`: a run, its files, how it stops and goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("accelerate", reason="of the extra train")
+
+import safetensors
+import safetensors.torch
+import torch
+
+from r2kd_ext.cli import main
+from r2kd_ext.train import checkpoint, engine, files, trackers
+from r2kd_ext.train.config import DataConfig, OptimizerConfig
+from r2kd_ext.train.data import load
+from r2kd_ext.train.engine import Engine
+from r2kd_ext.train.networks import load_network
+from r2kd_ext.train.schedule import rate_factor
+
+pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
+
+CONFIG = """
+data: {name: digits, image_size: 8, workers: 0}
+teacher: {name: "train_networks:small"}
+student: {name: "train_networks:small"}
+augment: {view: cutmix}
+method: {name: r2kd, rank: soft}
+optimizer: {epochs: 2, batch_size: 128, learning_rate: 0.02, milestones: [1]}
+"""
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return load(DataConfig(name="digits", image_size=8, workers=0), seed=0)
+
+
+@pytest.fixture
+def digits_once(monkeypatch: pytest.MonkeyPatch, digits: Any) -> None:
+    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "given.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def train(*words: object) -> int:
+    return main(["train", *map(str, words)])
+
+
+def losses_of(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clocks = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "student.safetensors")
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Call `act` within the step after `step` others of this process."""
+    real, count = Engine._train_step, [0]
+
+    def patched(self: Engine, *arguments: Any) -> Any:
+        if count[0] == step:
+            act()
+        count[0] += 1
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_train_step", patched)
+
+
+def test_a_run_and_its_files(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a"
+    words = ["--method.name", "ce", "--optimizer.epochs=3", "--optimizer.learning_rate", "0.1"]
+    assert train(config, *words, "--run.output", folder, "--run.ema_decay", "0.9") == 0
+    out = capsys.readouterr().out
+    assert out.count("images/s") == 3
+    assert "epoch 3/3  loss" in out
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with (folder / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == table
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.1, 0.01, 0.01])
+    assert rows[-1]["loss"] < rows[0]["loss"] < 3
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["ce"])
+    assert rows[-1]["top1"] > 0.25  # chance is 0.1
+    assert rows[-1]["top5"] > rows[-1]["top1"]
+    assert rows[-1]["ema_top1"] != rows[-1]["top1"]
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert any("tfevents" in path.name for path in (folder / "tensorboard").iterdir())
+    assert "output: " in (folder / "config.yaml").read_text()
+
+    student = load_network(folder / "student.safetensors", "train_networks:small")
+    stored = checkpoint.load(sorted((folder / "checkpoints").iterdir())[-1])
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, stored.tensors[f"network/student.{name}"])
+    average = safetensors.torch.load_file(folder / "student_ema.safetensors")
+    assert not torch.equal(average["0.weight"], student.state_dict()["0.weight"])
+
+    before = (folder / "metrics.csv").read_bytes()
+    assert train(config, *words, "--run.output", folder) == 0
+    assert (folder / "metrics.csv").read_bytes() == before
+    assert (tmp_path / "a-2" / "student.safetensors").exists()
+    assert train("--resume", folder) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str, digits: Any) -> None:
+    """Against a loop without torchmetrics, sharing and padding; the last batch is not full."""
+    folder = tmp_path / "a"
+    assert train(config, "--method.name=ce", "--run.output", folder) == 0
+    student = load_network(folder / "student.safetensors", "train_networks:small")
+    mean, std = (torch.tensor(x)[:, None, None] for x in (digits.mean, digits.std))
+    images, labels = zip(
+        *(digits.validation[i] for i in range(len(digits.validation))), strict=True
+    )
+    with torch.no_grad():
+        logits = student((torch.stack(images).float() / 255 - mean) / std)
+    ranked = logits.argsort(dim=1, descending=True) == torch.tensor(labels)[:, None]
+    found = losses_of(folder)[-1]
+    for name, top in (("top1", 1), ("top5", 5)):
+        expected = ranked[:, :top].any(1).double().mean().item()
+        assert found[name] == pytest.approx(expected, abs=1.5 / len(labels))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
+    tmp_path: Path,
+    config: str,
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(config, "--run.output", tmp_path / "whole") == 0
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: signal.raise_signal(number))
+        assert train(config, "--run.output", stopped) == code
+    assert f"To go on: r2kd train --resume {stopped}" in capsys.readouterr().out
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == [
+        "step-000000005.safetensors"
+    ]
+    assert not (stopped / "student.safetensors").exists()
+    with monkeypatch.context() as patch:  # during the validation, before its result is there
+        real = engine.Validation.accuracy
+
+        def accuracy(self: Any, *rest: Any) -> Any:
+            signal.raise_signal(number)
+            return real(self, *rest)
+
+        patch.setattr(engine.Validation, "accuracy", accuracy)
+        assert train("--resume", stopped) == code
+    assert not (stopped / "metrics.csv").exists()
+    assert train("--resume", stopped) == 0
+    one, two = weights_of(tmp_path / "whole"), weights_of(stopped)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert losses_of(tmp_path / "whole") == losses_of(stopped)
+
+
+def test_a_loss_that_is_not_finite(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str], digits: Any
+) -> None:
+    folder = tmp_path / "a"
+    words = ["--student.name", "train_networks:Failing", "--run.output", folder]
+    assert train(config, *words, "--augment.crop_padding=0", "--augment.flip=false") == 1
+    message = capsys.readouterr().err
+    path = folder / "not-finite-step-3-process-0.safetensors"
+    assert "the loss is nan (ce nan, " in message
+    assert "in step 3, epoch 1, at a learning rate of 0.02. The batch, training" in message
+    assert str(path) in message
+    batch = safetensors.torch.load_file(path)
+    assert batch.keys() == {"images", "labels", "indices", "clean", "view"}
+    assert batch["images"].shape == batch["clean"].shape == (128, 3, 8, 8)
+    for row in (0, 77):
+        image, label = digits.train[int(batch["indices"][row])]
+        assert torch.equal(batch["images"][row], image)
+        assert batch["labels"][row] == label
+    assert f"images {', '.join(map(str, batch['indices'][:3].tolist()))}, " in message
+
+
+def test_when_a_loss_stops_training() -> None:
+    assert not engine.must_stop(1.0, None)
+    assert engine.must_stop(math.nan, None)
+    assert engine.must_stop(-math.inf, None)
+    assert not engine.must_stop(math.inf, 2.0**16)  # scaling in fp16 leaves the step out
+    assert engine.must_stop(math.nan, 2.0**-1)  # and has nothing left to halve
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    tmp_path: Path,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "a"
+    words = ["--run.output", folder, "--run.checkpoint_every", "3"]
+
+    def fill() -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(files.os, "fsync", full)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, fill)
+        assert train(config, *words) == 1
+    monkeypatch.undo()
+    message = capsys.readouterr().err
+    good = folder / "checkpoints" / "step-000000003.safetensors"
+    assert "No space left on device" in message
+    assert f"The last good checkpoint is {good}" in message
+    assert f"r2kd train --resume {folder}" in message
+    assert os.listdir(good.parent) == [good.name]
+    checkpoint.load(good)
+
+
+def test_resume_refuses_what_it_cannot_go_on_with(
+    tmp_path: Path,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "a"
+    assert train("--resume", folder) == 2
+    assert "there is no run in" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(config, "--run.output", folder, "--run.checkpoint_every=2") == 130
+    assert train("--resume", folder, "--optimizer.learning_rate", "0.5") == 2
+    assert "was started with optimizer.learning_rate 0.02, got 0.5" in capsys.readouterr().err
+    newest = folder / "checkpoints" / "step-000000006.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert train("--resume", folder) == 2
+    message = capsys.readouterr().err
+    assert f"{newest} is damaged" in message
+    assert "step-000000004.safetensors, is whole: delete" in message
+    newest.unlink()
+    assert train("--resume", folder, "--run.keep=5") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--run.precision", "fp16"], "run.precision fp16 needs a GPU"),
+        (["--run.trackers", "[wandb]"], "wandb, which is not installed: pip install wandb"),
+        (["--optimizer.batch_size", "5000"], "optimizer.batch_size must be between 1 and"),
+        (["--augment.view", "none"], "augment.view must name a view"),
+        (["--student.name", "digits_studnt"], "did you mean digits_student"),
+        (["--optimizer.batchsize", "5"], "batch_size"),
+        (["--epochs", "5"], "epochs"),
+        (["--run.keep", "1"], "run.keep must be >= 2, got 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    config: str,
+    words: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    assert train(config, "--run.output", tmp_path / "a", *words) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_profile_prints_the_parts_and_writes_nothing(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config, "--profile", "--run.output", tmp_path / "a") == 0
+    out = capsys.readouterr().out
+    for part in ("data", "augment", "teacher", "student forward", "loss", "backward", "optimiser"):
+        assert f" {part} " in out
+    assert not (tmp_path / "a").exists()
+
+
+def test_half_precision_computes_in_it(tmp_path: Path, config: str) -> None:
+    folders = {}
+    for precision in ("fp32", "bf16"):
+        folders[precision] = tmp_path / precision
+        words = ["--run.precision", precision, "--run.teacher_dtype", precision]
+        assert train(config, *words, "--run.output", folders[precision]) == 0
+    full, half = (losses_of(folder)[-1]["loss"] for folder in folders.values())
+    assert half != full
+    assert half == pytest.approx(full, rel=0.05)
+
+
+def test_rates_are_those_of_torch() -> None:
+    settings = OptimizerConfig(epochs=9, milestones=(3, 5), decay=0.1, warmup_epochs=2)
+    batches = 7
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedules = torch.optim.lr_scheduler
+    warmup = schedules.LinearLR(optimizer, 1 / (2 * batches), 1.0, 2 * batches - 1)
+    steps = schedules.MultiStepLR(optimizer, [3 * batches, 5 * batches], 0.1)
+    factor = rate_factor(settings, batches)
+    for step in range(9 * batches):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(factor(step), rel=1e-9)
+        optimizer.step()
+        warmup.step()
+        steps.step()
