@@ -283,6 +283,8 @@ class RunConfig:
         seed: of the weights, the order of the images and every augmentation.
         precision: "fp32", or autocast in "bf16" or "fp16" (with loss scaling, on GPUs).
         teacher_dtype: what the teacher computes in: "fp32" or "bf16".
+        teacher_chunk: the most images that the teacher takes at a time. 0: 32 on a CPU, whose
+            caches hold the activations of few, and on a GPU both batches of a step.
         compile: whether the student goes through `torch.compile`.
         ema_decay: of an exponential moving average of the student's weights; 0 keeps none.
         checkpoint_every: steps between checkpoints; 0: after each epoch alone.
@@ -295,6 +297,7 @@ class RunConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     teacher_dtype: Literal["fp32", "bf16"] = "fp32"
+    teacher_chunk: int = 0
     compile: bool = False
     ema_decay: float = 0.0
     checkpoint_every: int = 0
@@ -305,6 +308,7 @@ class RunConfig:
         if not self.output:
             raise ValueError("run.output must name a folder, got ''")
         _at_least(0, run__seed=self.seed, run__checkpoint_every=self.checkpoint_every)
+        _at_least(0, run__teacher_chunk=self.teacher_chunk)
         _at_least(2, run__keep=self.keep)
         _fraction(run__ema_decay=self.ema_decay)
 

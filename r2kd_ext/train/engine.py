@@ -38,6 +38,7 @@ from .validation import Validation
 
 _LOGGED_EVERY = 20  # steps
 _PROFILE_WARMUP = 3  # steps
+_CHUNK_ON_CPU = 32  # images of the teacher at a time
 
 
 class Stopped(Exception):
@@ -150,12 +151,15 @@ class Engine:
             check_classes(data, teacher, "teacher")
             if config.teacher.checkpoint is None and not config.teacher.pretrained:
                 self.screen.line("Note: teacher.checkpoint is not given; its weights are random")
+        on_cpu = self._device.type == "cpu"
+        usual_chunk = _CHUNK_ON_CPU if on_cpu else 2 * config.optimizer.batch_size
         self._method = Method(
             config.method,
             teacher,
             num_classes=self._classes,
             group=torch.distributed.group.WORLD if self._world > 1 else None,
             teacher_dtype=torch.bfloat16 if config.run.teacher_dtype == "bf16" else None,
+            teacher_chunk=config.run.teacher_chunk or usual_chunk,
         ).to(self._device)
         if self._method.takes_view and config.augment.view == "none":
             raise ConfigProblem(

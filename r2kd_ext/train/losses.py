@@ -48,6 +48,7 @@ class Method(nn.Module):
         num_classes: C.
         group: the process group over which the columns of dist and r2kd are exact.
         teacher_dtype: what the teacher computes in: None for its own dtype, or torch.bfloat16.
+        teacher_chunk: the most images that it takes at a time.
 
     Raises ValueError where the method needs a teacher and none is given, and what
     `TeacherEnsemble` raises.
@@ -61,6 +62,7 @@ class Method(nn.Module):
         num_classes: int,
         group: ProcessGroup | None = None,
         teacher_dtype: torch.dtype | None = None,
+        teacher_chunk: int = 32,
     ) -> None:
         super().__init__()
         self.config = config
@@ -78,7 +80,7 @@ class Method(nn.Module):
                 pruned_batchnorm=mode,
                 dtype=teacher_dtype,
                 # Not measured, as None would have it: a resumed run must round as the first did.
-                merge=mode == "eval",
+                chunk=teacher_chunk if mode == "eval" else None,
             )
         ranked = config.rank != "none"
         self.correlation = CorrelationKDLoss(
