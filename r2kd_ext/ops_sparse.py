@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backends import reference_sparse
+from .backends import native_sparse, reference_sparse
 
 _library = torch.library.Library("r2kd", "FRAGMENT")
 _library.define(
@@ -57,7 +57,9 @@ def _csr_conv2d_fake(
     )
 
 
-for _key in ("CPU", "CUDA", "XPU"):
+_library.impl("csr_linear", native_sparse.csr_linear, "CPU")
+_library.impl("csr_conv2d", native_sparse.csr_conv2d, "CPU")
+for _key in ("CUDA", "XPU"):
     _library.impl("csr_linear", reference_sparse.csr_linear, _key)
     _library.impl("csr_conv2d", reference_sparse.csr_conv2d, _key)
 
