@@ -153,8 +153,8 @@ def test_2_4() -> None:
 
 def test_a_layer_by_itself() -> None:
     made: Any = sparsify(nn.Linear(4, 3), torch.randn(2, 4), "csr")
-    assert isinstance(made, SparseLinear)
     assert made.report.layers[0].name == ""
+    assert isinstance(made, SparseLinear)
 
 
 def test_dtype_that_csr_does_not_take() -> None:

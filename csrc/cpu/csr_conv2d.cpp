@@ -7,6 +7,7 @@
 // multiply-adds with whole registers, whatever the kernel, stride and dilation.
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "csr_rows.h"
@@ -86,14 +87,18 @@ struct Scratch {
   Scratch(Carver& carver, const Plan& plan)
       : packed(carver.take<float>(plan.packed_size(plan.band_rows))),
         sums(carver.take<float>(kChunkRows * kTile * kL)),
-        lines(carver.take<float>(std::max<std::int64_t>(plan.line(), kChunkRows) * std::max(kL, 8))),
+        lines(carver.take<float>(std::max<std::int64_t>(plan.line(), kChunkRows) * kL)),
+        zeros(carver.take<float>(plan.line())),
         left(carver.take<std::int64_t>(kChunkRows)),
-        places(carver.take<std::int32_t>(plan.group_channels * plan.area)) {}
-  float* packed;         // [C / groups, height, width, lanes]
-  float* sums;           // [chunk, tile, lanes]
-  float* lines;          // [lanes, line]
-  std::int64_t* left;    // [chunk], the first entry of each row that is not added yet
-  std::int32_t* places;  // [K], where in `packed` the input of a column is for the first pixel
+        places(carver.take<std::int32_t>(plan.group_channels * plan.area)),
+        outputs(carver.take<std::int64_t>(plan.band_rows * kL)) {}
+  float* packed;          // [C / groups, height, width, lanes]
+  float* sums;            // [chunk, tile, lanes]
+  float* lines;           // [lanes, line]
+  float* zeros;           // [line]
+  std::int64_t* left;     // [chunk], the first entry of each row that is not added yet
+  std::int32_t* places;   // [K], where in `packed` the input of a column is for the first pixel
+  std::int64_t* outputs;  // [band_rows, lanes], where in y a lane's row begins, or -1
 };
 
 struct Call {
@@ -106,22 +111,58 @@ struct Call {
   bool channels_last;
 };
 
+// Where the lanes of a block write: offsets in y of column 0 of their rows, in channel 0.
+void place_outputs(const Call& call, std::int64_t block, const Scratch& scratch) {
+  const Plan& plan = call.plan;
+  const Conv2dParams& p = plan.p;
+  for (int lane = 0; lane < kL; ++lane) {
+    const std::int64_t index = block * kL + lane;
+    for (std::int64_t row = 0; row < plan.band_rows; ++row) {
+      const std::int64_t out_row = index % plan.bands * plan.band_rows + row;
+      const std::int64_t offset = index / plan.bands * p.out_channels * p.out_height * p.out_width +
+                                  out_row * p.out_width * (call.channels_last ? p.out_channels : 1);
+      // The last band of an image may have fewer rows.
+      scratch.outputs[row * kL + lane] = index < plan.lanes && out_row < p.out_height ? offset : -1;
+    }
+  }
+}
+
 // Copies what a block of lanes reads of the channels of a group, with zeros for padding and for the
 // lanes past the last one.
 void pack(const Call& call, std::int64_t block, std::int64_t group, const Scratch& scratch) {
   const Plan& plan = call.plan;
   const Conv2dParams& p = plan.p;
   const ConstImages& x = call.x;
-  const std::int64_t line = plan.line();
   const std::int64_t channel = group * plan.group_channels;
   const std::int64_t plane = plan.height * plan.width * kL;
   // Columns of x that there are, [first, last), counted from the left padding.
   const std::int64_t first = std::min(p.padding[1], plan.width);
   const std::int64_t last = std::max(first, std::min(p.padding[1] + p.width, plan.width));
   const bool by_channel = x.strides[1] == 1 && x.strides[3] != 1;
-  std::fill(scratch.lines, scratch.lines + line * kL, 0.0f);
+  const std::int64_t stride = by_channel ? 1 : x.strides[3];
+  const bool in_place = x.dtype == DType::float32 && stride == 1;
+  std::fill(scratch.zeros, scratch.zeros + plan.line(), 0.0f);
+
+  // `count` neighbours from `offset` on, in the row of each lane, into target[i * target_stride].
+  std::int64_t rows[kL];  // offset in x of the row of each lane, or -1
+  const auto copy = [&](std::int64_t offset, std::int64_t count, float* target,
+                        std::int64_t target_stride) {
+    const float* sources[kL];
+    for (int lane = 0; lane < kL; ++lane) {
+      float* const line = scratch.lines + lane * plan.line();
+      if (rows[lane] < 0) {
+        sources[lane] = scratch.zeros;
+      } else if (in_place) {
+        sources[lane] = static_cast<const float*>(x.data) + rows[lane] + offset;
+      } else {
+        load_line(x.data, x.dtype, rows[lane] + offset, stride, count, line);
+        sources[lane] = line;
+      }
+    }
+    gather_lanes(sources, count, target, target_stride);
+  };
+
   for (std::int64_t h = 0; h < plan.height; ++h) {
-    std::int64_t rows[kL];  // offset of row h of each lane in x, or -1
     bool none = true;
     for (int lane = 0; lane < kL; ++lane) {
       const std::int64_t index = block * kL + lane;
@@ -129,37 +170,18 @@ void pack(const Call& call, std::int64_t block, std::int64_t group, const Scratc
       const bool there = index < plan.lanes && row >= 0 && row < p.height;
       rows[lane] = there ? index / plan.bands * x.strides[0] + row * x.strides[2] : -1;
       none = none && !there;
-      if (!there) std::fill(scratch.lines + lane * line, scratch.lines + (lane + 1) * line, 0.0f);
     }
     float* const target = scratch.packed + h * plan.width * kL;
-    if (none || by_channel) {
-      for (std::int64_t c = 0; c < plan.group_channels; ++c) {
-        std::fill(target + c * plane, target + c * plane + (none ? plan.width : first) * kL, 0.0f);
-        if (!none) std::fill(target + c * plane + last * kL, target + c * plane + plan.width * kL, 0.0f);
-      }
-    }
-    if (none) continue;
-    if (by_channel) {
-      for (std::int64_t w = first; w < last; ++w) {
-        for (int lane = 0; lane < kL; ++lane) {
-          if (rows[lane] < 0) continue;
-          load_line(x.data, x.dtype, rows[lane] + channel + (w - p.padding[1]) * x.strides[3], 1,
-                    plan.group_channels, scratch.lines + lane * line);
-        }
-        transpose(scratch.lines, line, kL, plan.group_channels, target + w * kL, plane);
-      }
-      continue;
-    }
     for (std::int64_t c = 0; c < plan.group_channels; ++c) {
-      for (int lane = 0; lane < kL; ++lane) {
-        if (rows[lane] < 0) continue;
-        float* const into = scratch.lines + lane * line;
-        std::fill(into, into + first, 0.0f);
-        load_line(x.data, x.dtype, rows[lane] + (channel + c) * x.strides[1], x.strides[3], last - first,
-                  into + first);
-        std::fill(into + last, into + plan.width, 0.0f);
-      }
-      transpose(scratch.lines, line, kL, plan.width, target + c * plane, kL);
+      float* const line = target + c * plane;
+      std::fill(line, line + (none ? plan.width : first) * kL, 0.0f);
+      if (none) continue;
+      if (!by_channel) copy((channel + c) * x.strides[1], last - first, line + first * kL, kL);
+      std::fill(line + last * kL, line + plan.width * kL, 0.0f);
+    }
+    if (!by_channel || none) continue;
+    for (std::int64_t w = first; w < last; ++w) {
+      copy(channel + (w - p.padding[1]) * x.strides[3], plan.group_channels, target + w * kL, plane);
     }
   }
 }
@@ -169,40 +191,50 @@ struct Tile {
   std::int64_t row, col;
 };
 
-// Writes the sums of a tile [chunk, rows, cols, lanes] to y.
-void unpack(const Call& call, std::int64_t block, Range channels, Tile tile, std::int64_t tile_rows,
-            std::int64_t tile_cols, const Scratch& scratch) {
-  const Plan& plan = call.plan;
-  const Conv2dParams& p = plan.p;
-  const std::int64_t pixels = tile_rows * tile_cols, chunk = channels.end - channels.begin;
-  const std::int64_t image = p.out_channels * p.out_height * p.out_width;
-  const auto each_lane = [&](std::int64_t row, auto store) {
-    for (int lane = 0; lane < kL; ++lane) {
-      const std::int64_t index = block * kL + lane;
-      const std::int64_t out_row = index % plan.bands * plan.band_rows + row;
-      // A band ends where the next one starts, the last one with the image.
-      if (index >= plan.lanes || out_row >= p.out_height) continue;
-      store(lane, index / plan.bands, out_row);
-    }
-  };
+// Writes the sums of a tile [chunk, ROWS, COLS, lanes] to y.
+template <int ROWS, int COLS>
+void unpack(const Call& call, Range channels, Tile tile, const Scratch& scratch) {
+  constexpr int pixels = ROWS * COLS;
+  const Conv2dParams& p = call.plan.p;
+  const DType dtype = call.x.dtype;
+  const std::int64_t chunk = channels.end - channels.begin;
   if (call.channels_last) {
-    for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
+    for (int pixel = 0; pixel < pixels; ++pixel) {
       transpose(scratch.sums + pixel * kL, pixels * kL, chunk, kL, scratch.lines, kChunkRows);
-      each_lane(tile.row + pixel / tile_cols, [&](int lane, std::int64_t n, std::int64_t row) {
-        const std::int64_t col = tile.col + pixel % tile_cols;
-        store_line(scratch.lines + lane * kChunkRows, chunk, call.y, call.x.dtype,
-                   n * image + (row * p.out_width + col) * p.out_channels + channels.begin);
-      });
+      const std::int64_t* outputs = scratch.outputs + (tile.row + pixel / COLS) * kL;
+      const std::int64_t offset = (tile.col + pixel % COLS) * p.out_channels + channels.begin;
+      for (int lane = 0; lane < kL; ++lane) {
+        if (outputs[lane] < 0) continue;
+        store_line(scratch.lines + lane * kChunkRows, chunk, call.y, dtype, outputs[lane] + offset);
+      }
     }
     return;
   }
+  alignas(R2KD_VECTOR_BYTES) float lines[(kL > 8 ? kL : 8) * kTile];  // [lanes, tile]
   for (std::int64_t r = 0; r < chunk; ++r) {
-    transpose(scratch.sums + r * pixels * kL, kL, pixels, kL, scratch.lines, kTile);
-    for (std::int64_t i = 0; i < tile_rows; ++i) {
-      each_lane(tile.row + i, [&](int lane, std::int64_t n, std::int64_t row) {
-        store_line(scratch.lines + lane * kTile + i * tile_cols, tile_cols, call.y, call.x.dtype,
-                   n * image + ((channels.begin + r) * p.out_height + row) * p.out_width + tile.col);
-      });
+    const float* const sums = scratch.sums + r * pixels * kL;
+    if constexpr (pixels == 8 && kL >= 8) {
+      for (int lane = 0; lane < kL; lane += 8) {
+        transpose_8x8([&](int pixel) { return sums + pixel * kL + lane; },
+                      [&](int k) { return lines + (lane + k) * kTile; });
+      }
+    } else {
+      for (int lane = 0; lane < kL; ++lane) {
+        for (int pixel = 0; pixel < pixels; ++pixel) lines[lane * kTile + pixel] = sums[pixel * kL + lane];
+      }
+    }
+    const std::int64_t offset = (channels.begin + r) * p.out_height * p.out_width + tile.col;
+    for (int i = 0; i < ROWS; ++i) {
+      const std::int64_t* outputs = scratch.outputs + (tile.row + i) * kL;
+      for (int lane = 0; lane < kL; ++lane) {
+        const float* const line = lines + lane * kTile + i * COLS;
+        if (outputs[lane] < 0) continue;
+        if (dtype == DType::float32) {
+          std::memcpy(static_cast<float*>(call.y) + outputs[lane] + offset, line, COLS * sizeof(float));
+        } else {
+          store_line(line, COLS, call.y, dtype, outputs[lane] + offset);
+        }
+      }
     }
   }
 }
@@ -227,6 +259,8 @@ void add_tile(const Call& call, Range channels, Tile tile, const Scratch& scratc
     const auto limit =
         static_cast<std::int32_t>(std::min(c + plan.block_channels, plan.group_channels) * plan.area);
     for (std::int64_t r = 0; r < chunk; ++r) {
+      const std::int64_t ahead = std::min(r + kRowsAhead, chunk - 1);
+      prefetch_entries(call.values, weight.columns, scratch.left[ahead]);
       const Entries row{call.values, weight.columns, scratch.left[r],
                         weight.row_offsets[channels.begin + r + 1]};
       float* const sums = scratch.sums + r * size;
@@ -237,9 +271,10 @@ void add_tile(const Call& call, Range channels, Tile tile, const Scratch& scratc
               : add_entries<ROWS, COLS>(row, limit, x, row_step, plan.p.stride[1] * kL, place, sums);
     }
   }
+  unpack<ROWS, COLS>(call, channels, tile, scratch);
 }
 
-void add_channels(const Call& call, std::int64_t block, Range channels, const Scratch& scratch) {
+void add_channels(const Call& call, Range channels, const Scratch& scratch) {
   const Plan& plan = call.plan;
   for (std::int64_t row = 0; row < plan.band_rows; row += plan.tile_rows) {
     const std::int64_t rows = std::min(plan.tile_rows, plan.band_rows - row);
@@ -255,7 +290,6 @@ void add_channels(const Call& call, std::int64_t block, Range channels, const Sc
           add_tile<1, decltype(size)::value>(call, channels, tile, scratch);
         });
       }
-      unpack(call, block, channels, tile, rows, cols, scratch);
     }
   }
 }
@@ -297,10 +331,11 @@ Status csr_conv2d(const Conv2dParams& params, const ConstImages& x, const CsrMat
       const Range rows = part_range(plan.group_rows, static_cast<int>(plan.chunks), chunk);
       if (input != packed) {
         pack(call, block, group, scratch);
+        place_outputs(call, block, scratch);
         packed = input;
       }
       const std::int64_t first = group * plan.group_rows;
-      add_channels(call, block, {first + rows.begin, first + rows.end}, scratch);
+      add_channels(call, {first + rows.begin, first + rows.end}, scratch);
     }
   };
   run_parts(parts, body);

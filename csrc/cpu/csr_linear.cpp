@@ -96,6 +96,8 @@ void add_rows(const Call& call, std::int64_t begin, std::int64_t count, Range ro
   for (std::int64_t k = 0; k < weight.cols; k += columns_per_block) {
     const auto limit = static_cast<std::int32_t>(std::min(k + columns_per_block, weight.cols));
     for (std::int64_t r = 0; r < chunk; ++r) {
+      const std::int64_t ahead = std::min(r + kRowsAhead, chunk - 1);
+      prefetch_entries(call.values, weight.columns, scratch.left[ahead]);
       const Entries row{call.values, weight.columns, scratch.left[r],
                         weight.row_offsets[rows.begin + r + 1]};
       scratch.left[r] = add_entries<1, TILE>(row, limit, scratch.packed, 0, kL, place,

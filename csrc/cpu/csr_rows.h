@@ -14,12 +14,33 @@ namespace R2KD_ISA {
 
 constexpr int kTile = 8;  // registers of sums: twice the latency of an addition at two per cycle
 
+// `broadcast` adds to a register of zeros; this is one load.
+R2KD_INLINE Vector<float> broadcast_from(const float* source) {
+#if R2KD_VECTOR_BYTES == 64
+  return _mm512_set1_ps(*source);
+#elif R2KD_VECTOR_BYTES == 32
+  return _mm256_broadcast_ss(source);
+#else
+  return Vector<float>{*source, *source, *source, *source};
+#endif
+}
+
 // A row of entries, from `at` on.
 struct Entries {
   const float* values;
   const std::int32_t* columns;
   std::int64_t at, end;
 };
+
+// Fetches what the next visit of a row begins with: rows are not visited in the order of memory, and
+// the end of each visit is a mispredicted branch, behind which that load would wait.
+R2KD_INLINE void prefetch_entries(const float* values, const std::int32_t* columns, std::int64_t at) {
+  __builtin_prefetch(values + at);
+  __builtin_prefetch(columns + at);
+  __builtin_prefetch(values + at + 16);
+  __builtin_prefetch(columns + at + 16);
+}
+constexpr std::int64_t kRowsAhead = 2;
 
 // Adds the entries whose column is below `limit` to ROWS x COLS registers of sums, and returns the
 // first entry left. Entry (value, column) adds value * x[place(column) + r * row_step + c * col_step].
@@ -40,7 +61,7 @@ R2KD_INLINE std::int64_t add_entries(const Entries& row, std::int32_t limit, con
     for (int chain = 1; chain < chains; ++chain) sum[chain][i] = Vector<float>{};
   }
   const auto add = [&](std::int64_t at, Vector<float>* into) __attribute__((always_inline)) {
-    const Vector<float> value = broadcast(row.values[at]);
+    const Vector<float> value = broadcast_from(row.values + at);
     const float* first = x + place(row.columns[at]);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {

@@ -70,13 +70,13 @@ inline void store_line(const float* line, std::int64_t count, void* target, DTyp
   }
 }
 
-// target[j * target_stride + i] = source[i * source_stride + j] for i, j < 8.
-R2KD_INLINE void transpose_8x8(const float* source, std::int64_t source_stride, float* target,
-                               std::int64_t target_stride) {
+// target(j)[i] = source(i)[j] for i, j < 8. Both give pointers.
+template <typename Source, typename Target>
+R2KD_INLINE void transpose_8x8(Source source, Target target) {
 #if R2KD_VECTOR_BYTES >= 32
   __m256 a[8], b[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(source + i * source_stride);
+  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(source(i));
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
     b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
@@ -91,12 +91,12 @@ R2KD_INLINE void transpose_8x8(const float* source, std::int64_t source_stride, 
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(target + i * target_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-    _mm256_storeu_ps(target + (i + 4) * target_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    _mm256_storeu_ps(target(i), _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+    _mm256_storeu_ps(target(i + 4), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
   }
 #else
   for (int j = 0; j < 8; ++j) {
-    for (int i = 0; i < 8; ++i) target[j * target_stride + i] = source[i * source_stride + j];
+    for (int i = 0; i < 8; ++i) target(j)[i] = source(i)[j];
   }
 #endif
 }
@@ -107,8 +107,8 @@ inline void transpose(const float* source, std::int64_t source_stride, std::int6
   const std::int64_t whole_rows = rows / 8 * 8, whole_cols = cols / 8 * 8;
   for (std::int64_t j = 0; j < whole_cols; j += 8) {
     for (std::int64_t i = 0; i < whole_rows; i += 8) {
-      transpose_8x8(source + i * source_stride + j, source_stride, target + j * target_stride + i,
-                    target_stride);
+      transpose_8x8([&](int k) { return source + (i + k) * source_stride + j; },
+                    [&](int k) { return target + (j + k) * target_stride + i; });
     }
     for (std::int64_t i = whole_rows; i < rows; ++i) {
       for (int k = 0; k < 8; ++k) target[(j + k) * target_stride + i] = source[i * source_stride + j + k];
@@ -116,6 +116,24 @@ inline void transpose(const float* source, std::int64_t source_stride, std::int6
   }
   for (std::int64_t j = whole_cols; j < cols; ++j) {
     for (std::int64_t i = 0; i < rows; ++i) target[j * target_stride + i] = source[i * source_stride + j];
+  }
+}
+
+// target[j * target_stride + lane] = sources[lane][j] for j < count and all lanes of a register.
+inline void gather_lanes(const float* const* sources, std::int64_t count, float* target,
+                         std::int64_t target_stride) {
+  constexpr int lanes = kLanes<float>;
+  std::int64_t j = 0;
+#if R2KD_VECTOR_BYTES >= 32
+  for (; j + 8 <= count; j += 8) {
+    for (int lane = 0; lane < lanes; lane += 8) {
+      transpose_8x8([&](int k) { return sources[lane + k] + j; },
+                    [&](int k) { return target + (j + k) * target_stride + lane; });
+    }
+  }
+#endif
+  for (; j < count; ++j) {
+    for (int lane = 0; lane < lanes; ++lane) target[j * target_stride + lane] = sources[lane][j];
   }
 }
 
