@@ -12,6 +12,7 @@ pruned model. The break-even curves go to docs/sparse.png.
 
 from __future__ import annotations
 
+import csv
 import sys
 import warnings
 from collections.abc import Callable
@@ -150,6 +151,23 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     axes.legend(fontsize=7)
     axes.set_title(f"{rows[0]['device']}, {rows[0]['threads']} threads", fontsize=8)
     figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def table(path: Path) -> str:
+    """The table of docs/sparse.md, from a result file."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        "| operation | dtype | zero | ours, ms | dense, ms | times dense | times torch.sparse |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        cells = (
+            r["op"], r["dtype"], r["sparsity"], r["sparse_ms"], r["dense_ms"],
+            r["times_dense"], r["times_vendor"] or "-",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def show(rows: list[dict[str, object]]) -> None:

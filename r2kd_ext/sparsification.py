@@ -106,29 +106,33 @@ def _milliseconds(seconds: float | None) -> str:
 # --- timing ------------------------------------------------------------------------------------
 
 
+def _seconds(way: Callable[[], object], calls: int, cuda: bool) -> float:
+    """Seconds of one of so many calls."""
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        way()
+    if cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
 def _turns(ways: Sequence[Callable[[], object]], budget: float, cuda: bool) -> list[list[float]]:
     """Seconds of a call of each way, turn by turn: A B A B ... for about `budget` seconds.
 
     Five turns at the least, of enough calls to be told from the clock's own noise.
     """
 
-    def seconds(way: Callable[[], object], calls: int) -> float:
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            way()
-        if cuda:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / calls
-
     for way in ways:
         way()
-    once = [seconds(way, 1) for way in ways]
+    once = [_seconds(way, 1, cuda) for way in ways]
     calls = [max(1, min(100, round(2e-4 / max(x, 1e-7)))) for x in once]
     turn = sum(x * n for x, n in zip(once, calls, strict=True))
     count = max(5, min(25, round(budget / max(turn, 1e-7))))
-    return [[seconds(way, n) for way, n in zip(ways, calls, strict=True)] for _ in range(count)]
+    return [
+        [_seconds(way, n, cuda) for way, n in zip(ways, calls, strict=True)] for _ in range(count)
+    ]
 
 
 class _Measured:
@@ -227,20 +231,29 @@ def _caller(model: nn.Module, example_input: Any) -> Callable[[], object]:
 def _compare(
     model: nn.Module, forms: dict[nn.Module, nn.Module], example_input: Any
 ) -> tuple[float, float]:
-    """Seconds of the whole model dense and with `forms`."""
+    """Seconds of the whole model dense and with `forms`, one number where there are none."""
     back = {sparse: dense for dense, sparse in forms.items()}
     cuda = any(p.is_cuda for p in model.parameters())
     turns: list[tuple[float, float]] = []
     started = time.perf_counter()
+
+    def after_exchange(network: nn.Module) -> float:
+        """The first call does not count: caches and allocator are the other network's."""
+        way = _caller(network, example_input)
+        way()
+        return _seconds(way, 2, cuda)
+
+    if not forms:
+        alone = _turns([_caller(model, example_input)], _SECONDS_PER_MODEL / 2, cuda)
+        least = min(seconds for (seconds,) in alone)
+        return least, least
     while len(turns) < 3 or (
         len(turns) < 25 and time.perf_counter() - started < _SECONDS_PER_MODEL
     ):
-        # The first call after an exchange does not count: caches and allocator are the other's.
-        ((dense,), *_) = _turns([_caller(model, example_input)], 0.0, cuda)
+        dense = after_exchange(model)
         replaced = _replace(model, forms)
-        ((sparse,), *_) = _turns([_caller(replaced, example_input)], 0.0, cuda)
+        turns.append((dense, after_exchange(replaced)))
         model = _replace(replaced, back)
-        turns.append((dense, sparse))
     return min(turn[0] for turn in turns), min(turn[1] for turn in turns)
 
 
