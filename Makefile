@@ -54,6 +54,7 @@ demo: $(INSTALLED)  ## distil a small student on real images (a few minutes)
 bench: $(INSTALLED)  ## the microbenchmarks
 	cd benchmarks && $(BIN)/python bench_correlation.py $(ARGS)
 	cd benchmarks && $(BIN)/python bench_rank.py $(ARGS)
+	cd benchmarks && $(BIN)/python bench_sparse.py $(ARGS)
 
 lint: $(INSTALLED)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -7,11 +7,15 @@ from .info import build_info
 from .nn import CorrelationKDLoss
 from .pruning import prune
 from .recalibration import recalibrate_batchnorm
+from .sparse import SparseConv2d, SparseLinear
+from .sparsification import sparsify
 from .teacher import TeacherEnsemble
 from .vocab_parallel import vocab_parallel_correlation_kd
 
 __all__ = [
     "CorrelationKDLoss",
+    "SparseConv2d",
+    "SparseLinear",
     "TeacherEnsemble",
     "build_info",
     "correlation_kd",
@@ -21,6 +25,7 @@ __all__ = [
     "recalibrate_batchnorm",
     "reference",
     "soft_rank",
+    "sparsify",
     "spearman",
     "vocab_parallel_correlation_kd",
 ]

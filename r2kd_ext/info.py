@@ -8,9 +8,15 @@ from typing import Any
 import torch
 
 from . import _core
-from .backends import choose, choose_ranks
+from .backends import choose, choose_ranks, choose_sparse
 
-_CHOICES = {"correlation": choose, "spearman": choose_ranks, "soft_rank": choose_ranks}
+_CHOICES = {
+    "correlation": choose,
+    "spearman": choose_ranks,
+    "soft_rank": choose_ranks,
+    "csr_linear": choose_sparse,
+    "csr_conv2d": choose_sparse,
+}
 
 
 def version_of(package: str) -> str | None:

@@ -119,6 +119,13 @@ def choose_ranks(backend: str | None, device: torch.device) -> Choice:
     )
 
 
+def choose_sparse(backend: str | None, device: torch.device) -> Choice:
+    """The backend of the sparse ops: the device alone decides, no wish is heard."""
+    if device.type == "cpu":
+        return Choice("native", "compiled CPU kernels")
+    return Choice("reference", f"no sparse kernels for device type {device.type!r} in this version")
+
+
 def _choose_without_wish(device: torch.device, classes: int | None) -> Choice:
     if device.type == "cpu":
         return Choice("native", "compiled CPU kernels")
