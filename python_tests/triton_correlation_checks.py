@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from cases import Shape, each_dtype, loss_of, make_logits, make_mask
-from compare import assert_same_bits, assert_true, run
+from cases import Shape, each_dtype, generator, loss_of, make_logits, make_mask
+from compare import assert_same_bits, assert_true, run, truth_of
+from formula import Array
+from torch import Tensor
 
 import r2kd_ext
+from r2kd_ext import reference
 from r2kd_ext.backends import triton
 from r2kd_ext.backends.triton import configs
 
@@ -43,6 +47,67 @@ def test_each_line_of_the_table(shape: Shape, masked: bool, correlation: str) ->
     if masked:
         options["mask"] = make_mask(shape.rows)
     assert_true(run(loss, student, teacher, **options), student, teacher, **options)
+
+
+def weighted_truth(
+    student: Tensor, teacher: Tensor, weight: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Any, Array, Array]:
+    """The loss, its gradient, and what a rounding costs it: row by row, times the row's share."""
+    keep = torch.ones(len(student), dtype=torch.bool) if mask is None else mask
+    share = (weight.double() * keep / (weight.double() * keep).sum()).numpy()
+    whole = truth_of(student, teacher, inter_weight=0.0, mask=mask, **options)
+    loss, grad, rounding = whole.loss, whole.grad.copy(), whole.grad_rounding.copy()
+    for i in np.flatnonzero(share):
+        one = slice(i, i + 1)
+        row = truth_of(student[one], teacher[one], intra_weight=0.0, **options)
+        loss = loss + share[i] * row.loss
+        grad[one] += share[i] * row.grad
+        rounding[one] += share[i] * (row.grad_rounding + 2.0**-23 * abs(row.grad))
+    return loss, grad, rounding
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(9, 13), (3, 1500), (3, 4100)], ids=str)  # rows in a tile; long
+def test_sample_weight(shape: tuple[int, int], masked: bool) -> None:
+    """Weights of very unequal size, one of them 0; the columns do not know of them."""
+    student, teacher = make_logits(*shape)
+    weight = torch.logspace(-3, 3, shape[0], dtype=torch.float64)
+    weight[1] = 0
+    options: dict[str, Any] = {"correlation": "pearson"}
+    if masked:
+        options["mask"] = torch.arange(shape[0]) != 2
+    got = run(loss, student, teacher, sample_weight=weight, **options)
+    mask = options.pop("mask", None)
+    truth, grad, rounding = weighted_truth(student, teacher, weight, mask, **options)
+    assert got.loss.item() == pytest.approx(float(truth), rel=1e-6)
+    assert (abs(got.grad.double().numpy() - grad) <= 2 * rounding).all()
+
+
+def test_sample_weight_in_float64() -> None:
+    """float32 weights of a batch of leading dimensions, against the reference."""
+    student, teacher = (x.reshape(3, 4, 7) for x in make_logits(12, 7, dtype=torch.float64))
+    weight = torch.rand(3, 4, generator=generator("weight"))
+    got, expected = (
+        run(function, student, teacher, sample_weight=weight, mask=make_mask(12))
+        for function in (loss, reference.correlation_kd)
+    )
+    torch.testing.assert_close(got.loss, expected.loss, rtol=1e-13, atol=0)
+    torch.testing.assert_close(got.grad, expected.grad, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("classes", [13, 4100])
+def test_sample_weights_that_sum_to_nothing(classes: int) -> None:
+    """No row term is left, not even of a row with a NaN; the columns stay."""
+    student, teacher = make_logits(4, classes)
+    weight, mask = torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.arange(4) != 1
+    got = run(loss, student, teacher, sample_weight=weight, mask=mask)
+    expected = run(loss, student, teacher, inter_weight=0.0, mask=mask)
+    assert_same_bits(got.loss, expected.loss)
+    torch.testing.assert_close(got.grad, expected.grad, rtol=1e-5, atol=1e-12)
+    student[0, 3] = torch.nan
+    assert loss(student, teacher, sample_weight=weight, mask=mask, intra_weight=0.0).item() == 0
+    none = torch.zeros(4, dtype=torch.bool)
+    assert loss(student, teacher, sample_weight=torch.ones(4), mask=none).item() == 0
 
 
 @each_dtype

@@ -101,7 +101,7 @@ def correlation_kd(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it, what was given and
             what is accepted.
-        NotImplementedError: `group`, or `sample_weight` with Triton's kernels.
+        NotImplementedError: `group`.
     """
     compiling = torch.compiler.is_compiling()
     check = arguments.check_options if compiling else arguments.cached_options

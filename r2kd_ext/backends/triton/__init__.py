@@ -25,18 +25,14 @@ def correlation(
     inter_weight: float,
     intra_weight: float,
     eps: float,
-    sample_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,  # [B] float64
 ) -> tuple[Tensor, Tensor]:
-    if sample_weight is not None:
-        raise NotImplementedError(
-            "sample_weight must be None with the Triton kernels in this version; "
-            "use backend='reference'"
-        )
     from .launch import correlation
 
     return correlation(
-        student, teacher, mask, temperature, centered, inter_weight, intra_weight, eps
-    )
+        student, teacher, mask, temperature, centered, inter_weight, intra_weight, eps,
+        sample_weight,
+    )  # fmt: skip
 
 
 def spearman(
