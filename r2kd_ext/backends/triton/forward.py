@@ -33,7 +33,7 @@ def kept_rows(mask, mask_stride, row, rows, MASKED: tl.constexpr):
 def weigh_kernel(
     mask,  # [B] or unused
     sample_weight,  # [B] float64, or unused
-    totals,  # [2] float64: weight and number of the kept rows
+    totals,  # [3] float64: weight and number of the kept rows, 1 / weight (0 where that is 0)
     rows, mask_stride,
     MASKED: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -51,6 +51,8 @@ def weigh_kernel(
         total = tl.sum(weight, 0)
     tl.store(totals, total)
     tl.store(totals + 1, number)
+    inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
+    tl.store(totals + 2, tl.where(total == 0.0, 0.0, inverse))
 
 
 @triton.jit
@@ -71,9 +73,8 @@ def row_weight(
 @triton.jit
 def row_share(sample_weight, totals, row, keep, DOUBLE: tl.constexpr):
     """Weight of each row over that of all kept ones, 0 where that is 0."""
-    total = tl.load(totals)
     weight = tl.load(sample_weight + row, mask=keep, other=0.0)
-    share = tl.where(total == 0.0, 0.0, weight / tl.where(total == 0.0, 1.0, total))
+    share = weight * tl.load(totals + 2)  # a division in float64 would spill
     return share.to(tl.float64 if DOUBLE else tl.float32)
 
 
@@ -82,7 +83,7 @@ def rows_kernel(
     student, teacher,  # [B, C]
     mask,  # [B] or unused
     sample_weight,  # [B] float64, or unused
-    totals,  # [2] of weigh_kernel, or unused
+    totals,  # [3] of weigh_kernel, or unused
     stats,  # [6 B + 5 C]
     row_losses,  # [P]: sum of 1 - r over the rows of each program, each times its share
     partials,  # [P, M, C]: the columns' partial moments; unused without COLUMNS
@@ -192,7 +193,7 @@ def long_rows_kernel(
     student, teacher,  # [B, C]
     mask,  # [B] or unused
     sample_weight,  # [B] float64, or unused
-    totals,  # [2] of weigh_kernel, or unused
+    totals,  # [3] of weigh_kernel, or unused
     stats,  # [6 B + 5 C]
     row_losses,  # [B]: 1 - r times the row's share, and 0 for rows that are dropped
     rows, cols,
@@ -443,7 +444,7 @@ def finish_kernel(
 @triton.jit(do_not_specialize=["row_parts", "col_parts"])
 def loss_kernel(
     loss,  # []
-    totals,  # [2] of weigh_kernel, or unused
+    totals,  # [3] of weigh_kernel, or unused
     row_losses, row_parts,  # [row_parts]; unused without INTER
     col_losses, col_parts,  # [col_parts]; unused without INTRA
     inter_weight, col_weight,

@@ -107,7 +107,7 @@ def correlation(
         weight = sample_weight.contiguous() if sample_weight is not None and weighted else None
         totals = None
         if mask is not None or weighted:
-            totals = stats.new_empty(2, dtype=torch.float64)  # weight and number of the kept rows
+            totals = stats.new_empty(3, dtype=torch.float64)
             weigh_kernel[(1,)](
                 given.mask, weight, totals, rows, given.mask_stride,
                 MASKED=given.masked, WEIGHTED=weighted,
