@@ -103,6 +103,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("COL_STATS") = static_cast<int>(r2kd::kColStats);
   module.def("build_info", &build_info);
   r2kd::bind_cuda(module);
+  r2kd::bind_cuda_rank(module);
   r2kd::bind_rank(module);
   py::class_<CorrelationState>(module, "CorrelationState")
       .def("backward", &CorrelationState::backward)
