@@ -23,7 +23,7 @@ _kernelIfNS0_3AnyEEEvNS1_8RowsTaskIT_EE' for 'sm_80'
 ptxas info    : Function properties for _ZN4r2kd
     24 bytes stack frame, 32 bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, 24 bytes cumulative stack size
-ptxas info    : Compiling entry function '_ZN4r2kd4cuda49_GLOBAL__N__1_16_hard_spearman_cu_044294b620\
+ptxas info    : Compiling entry function '_ZN4r2kd4cuda49_GLOBAL__N__1_16_hard_spearman_cu_0420\
 hard_spearman_kernelIdLi2048EEEvNS1_8HardTaskIT_EE' for 'sm_80'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 58 registers, used 1 barriers, 33024 bytes smem
