@@ -105,6 +105,7 @@ PYBIND11_MODULE(_core, module) {
   r2kd::bind_cuda(module);
   r2kd::bind_cuda_rank(module);
   r2kd::bind_rank(module);
+  r2kd::bind_sparse(module);
   py::class_<CorrelationState>(module, "CorrelationState")
       .def("backward", &CorrelationState::backward)
       .def_property_readonly("nbytes", &CorrelationState::bytes);

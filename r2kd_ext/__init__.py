@@ -6,10 +6,14 @@ from .info import build_info
 from .nn import CorrelationKDLoss
 from .pruning import prune
 from .recalibration import recalibrate_batchnorm
+from .sparse import SparseConv2d, SparseLinear
+from .sparsification import sparsify
 from .teacher import TeacherEnsemble
 
 __all__ = [
     "CorrelationKDLoss",
+    "SparseConv2d",
+    "SparseLinear",
     "TeacherEnsemble",
     "build_info",
     "correlation_kd",
@@ -18,5 +22,6 @@ __all__ = [
     "recalibrate_batchnorm",
     "reference",
     "soft_rank",
+    "sparsify",
     "spearman",
 ]

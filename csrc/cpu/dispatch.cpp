@@ -6,6 +6,7 @@
 
 #include "correlation_entries.h"
 #include "rank_entries.h"
+#include "sparse_entries.h"
 
 namespace r2kd {
 namespace {
@@ -103,6 +104,16 @@ Status soft_rank_forward(const SoftRankParams& params, const ConstMatrix& x, voi
 Status soft_rank_backward(const SoftRankParams& params, const ConstMatrix& grad_ranks,
                           const std::uint32_t* order, void* grad_x, DType dtype, int threads) {
   R2KD_DISPATCH(soft_rank_backward, params, grad_ranks, order, grad_x, dtype, threads)
+}
+
+Status csr_linear(const ConstMatrix& x, std::int64_t batch, const CsrMatrix& weight, const void* bias,
+                  void* y, int threads) {
+  R2KD_DISPATCH(csr_linear, x, batch, weight, bias, y, threads)
+}
+
+Status csr_conv2d(const Conv2dParams& params, const ConstImages& x, const CsrMatrix& weight,
+                  const void* bias, void* y, bool channels_last, int threads) {
+  R2KD_DISPATCH(csr_conv2d, params, x, weight, bias, y, channels_last, threads)
 }
 
 }  // namespace r2kd

@@ -253,23 +253,6 @@ constexpr std::int64_t kMaxCounts = 8 * 256 > 2 * 2048 ? 8 * 256 : 2 * 2048;
 
 // --- scratch -----------------------------------------------------------------------------------
 
-// Hands out arrays of a block of memory, each on its own cache line. Over null it only counts.
-class Carver {
- public:
-  explicit Carver(char* memory) : memory_(memory) {}
-  template <typename Item>
-  Item* take(std::int64_t count) {
-    Item* const items = reinterpret_cast<Item*>(memory_ + used_);
-    used_ += (count * static_cast<std::int64_t>(sizeof(Item)) + 63) / 64 * 64;
-    return items;
-  }
-  std::int64_t used() const { return used_; }
-
- private:
-  char* memory_;
-  std::int64_t used_ = 0;
-};
-
 // What sorting one row of C numbers needs.
 template <typename T>
 struct SortScratch {

@@ -113,5 +113,22 @@ class Workspace {
   bool borrowed_ = false;
 };
 
+// Hands out arrays of a block of memory, each on its own cache line. Over null it only counts.
+class Carver {
+ public:
+  explicit Carver(char* memory) : memory_(memory) {}
+  template <typename Item>
+  Item* take(std::int64_t count) {
+    Item* const items = reinterpret_cast<Item*>(memory_ + used_);
+    used_ += (count * static_cast<std::int64_t>(sizeof(Item)) + 63) / 64 * 64;
+    return items;
+  }
+  std::int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  std::int64_t used_ = 0;
+};
+
 }  // namespace R2KD_ISA
 }  // namespace r2kd
