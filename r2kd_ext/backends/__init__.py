@@ -38,6 +38,7 @@ class Won(NamedTuple):
 # won there (benchmarks/results/). No GPU has run anything yet.
 WON: tuple[Won, ...] = ()
 WON_RANKS: tuple[Won, ...] = ()  # likewise, of the rank ops
+WON_SPARSE: tuple[Won, ...] = ()  # likewise, of the sparse ops
 
 
 @lru_cache(maxsize=1)
@@ -87,6 +88,14 @@ def choose(backend: str | None, device: torch.device, classes: int | None = None
 def choose_ranks(backend: str | None, device: torch.device, classes: int | None = None) -> Choice:
     """The same for the rank ops."""
     return _choose(backend, device, classes, WON_RANKS)
+
+
+def choose_sparse(device: torch.device) -> Choice:
+    """The same for the sparse ops, whose compiled kernels are for the CPU alone."""
+    choice = _choose(None, device, None, WON_SPARSE)
+    if choice.backend == "native" and device.type != "cpu":
+        return Choice("reference", "no compiled kernels of sparse weights on a GPU in this version")
+    return choice
 
 
 def _choose(

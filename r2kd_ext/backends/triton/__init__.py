@@ -94,3 +94,34 @@ def correlation_backward(
     return correlation_backward(
         grad_loss, student, teacher, mask, stats, temperature, centered, inter_weight, intra_weight
     )
+
+
+def csr_linear(
+    x: Tensor,  # [B, K]
+    values: Tensor,  # [nnz]
+    columns: Tensor,  # [nnz] int32
+    row_offsets: Tensor,  # [R + 1] int32
+    bias: Tensor | None,  # [R]
+) -> Tensor:
+    from .launch_sparse import csr_linear
+
+    return csr_linear(x, values, columns, row_offsets, bias)
+
+
+def csr_conv2d(
+    x: Tensor,  # [B, C, H, W]
+    values: Tensor,  # [nnz]
+    columns: Tensor,  # [nnz] int32
+    row_offsets: Tensor,  # [R + 1] int32
+    bias: Tensor | None,  # [R]
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    from .launch_sparse import csr_conv2d
+
+    return csr_conv2d(
+        x, values, columns, row_offsets, bias, kernel_size, stride, padding, dilation, groups
+    )

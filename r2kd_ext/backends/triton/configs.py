@@ -25,6 +25,7 @@ _ROWS_PER_PART = 8  # at least: the partial moments are then no more traffic tha
 SUM_BLOCK = 1024
 WEIGHED_ROWS = 2048  # rows that weigh_kernel takes at a time
 _SORTED_COLS = 4096  # in registers; twice as many take minutes to compile
+_SORTED_BLOCK = 64  # at least
 _NUMBERS_PER_WARP = 256  # of a sorted row: 8 keys of 64 bits in a thread
 POOLED_ROWS = 32  # a lane each, so that no lane reads what another one wrote
 
@@ -35,6 +36,9 @@ class Config(NamedTuple):
     rows: int
     block: int
     warps: int
+
+
+SPARSE = Config(8, 128, 4)  # rows of a sparse weight, samples or pixels of a tile
 
 
 class Table(NamedTuple):
@@ -83,7 +87,7 @@ def sorts_in_registers(cols: int, double: bool) -> bool:
 
 def sort(cols: int) -> Config:
     """The tile of a row that is sorted in registers."""
-    block = max(power_of_two(cols), 64)
+    block = max(power_of_two(cols), _SORTED_BLOCK)
     return Config(1, block, max(block // _NUMBERS_PER_WARP, 1))
 
 
