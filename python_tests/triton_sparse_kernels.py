@@ -22,7 +22,11 @@ class SparseKernel(NamedTuple):
     def usage(self, architecture: int) -> Usage:
         function = getattr(sparse, self.name)
         tile = configs.SPARSE
-        constants = {"BIASED": not self.plain, "ROWS": tile.rows, "BLOCK": tile.block}
+        constants: dict[str, int | None] = {
+            "BIASED": not self.plain,
+            "ROWS": tile.rows,
+            "BLOCK": tile.block,
+        }
         if self.plain:
             constants |= {"bias": None, "x_row" if "linear" in self.name else "x_col": 1}
         pointers = dict.fromkeys(_POINTERS, f"*{self.type}")

@@ -13,6 +13,7 @@ import sys
 import torch
 
 from r2kd_ext import correlation_kd, ops_rank
+from r2kd_ext.backends import triton as kernels
 
 # Few and many classes, widths that are no multiple of anything, and rows that are shared by blocks.
 SHAPES = {
@@ -48,6 +49,15 @@ def step_of_ranks(rows: int, classes: int, dtype: torch.dtype, triton: bool) -> 
         ops_rank.spearman_backward(rho, x, y, kept, 0.1, 1e-8, triton=triton)
 
 
+def step_of_sparse_layers() -> None:
+    weight = torch.randn(20, 27, device="cuda")
+    matrix = (weight * (weight > 0.5)).to_sparse_csr()
+    entries = (matrix.values(), matrix.col_indices().int(), matrix.crow_indices().int())
+    kernels.csr_linear(torch.randn(130, 27, device="cuda"), *entries, None)
+    options = ([3, 3], [1, 1], [1, 1], [1, 1], 1)
+    kernels.csr_conv2d(torch.randn(2, 3, 9, 11, device="cuda"), *entries, None, *options)
+
+
 def main() -> None:
     (backend,) = sys.argv[1:]
     for rows, classes in SHAPES[backend]:
@@ -66,6 +76,8 @@ def main() -> None:
     for rows, classes in RANK_SHAPES[backend]:
         for dtype in DTYPES[backend]:
             step_of_ranks(rows, classes, dtype, backend == "triton")
+    if backend == "triton":
+        step_of_sparse_layers()
     torch.cuda.synchronize()
     print(f"{backend}: {len(SHAPES[backend])} shapes, {len(DTYPES[backend])} dtypes")
 
