@@ -105,24 +105,19 @@ def test_a_gpu_takes_the_first_backend_that_has_won(
     assert choose(None, CUDA, 100).backend == "triton"
 
 
-def test_ranks_by_a_backend_without_rank_kernels(
-    with_triton: None, monkeypatch: pytest.MonkeyPatch
+def test_ranks_have_a_table_of_their_own(
+    with_triton: None, with_cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a caller names is refused, what was chosen for him is replaced, with the reason."""
-    for device, backend in ((CPU, "native"), (CPU, "reference"), (CUDA, "reference")):
-        assert choose_ranks(backend, device) == (backend, "asked for")
+    """What was won by the value term says nothing about the ranks."""
+    for backend in ("native", "triton", "reference"):
+        assert choose_ranks(backend, CUDA) == (backend, "asked for")
     assert choose_ranks(None, CPU).backend == "native"
     assert choose_ranks(None, META).backend == "reference"
-    monkeypatch.setattr(backends, "_RANK_BACKENDS", ("reference",))
-    message = "backend 'native' has no rank kernels .*rank_weight must be 0"
-    with pytest.raises(ValueError, match=message):
-        choose_ranks("native", CPU)
-    assert choose_ranks(None, CPU).backend == "reference"
-    assert "no rank kernels in the backend 'native'" in choose_ranks(None, CPU).reason
-    student, teacher = make_logits(2, 3)
-    mask = torch.tensor([True, True])
-    with pytest.raises(ValueError, match=message):
-        r2kd_ext.correlation_kd(student, teacher, rank_weight=1.0, mask=mask, backend="native")
+    monkeypatch.setattr(backends, "WON", (Won("native", 1, 10**6),))
+    assert choose_ranks(None, CUDA, 100).backend == "reference"
+    monkeypatch.setattr(backends, "WON_RANKS", (Won("triton", 1, 100),))
+    assert choose_ranks(None, CUDA, 100).backend == "triton"
+    assert choose_ranks(None, CUDA, 101).backend == "reference"
 
 
 def test_import_takes_no_triton() -> None:

@@ -23,6 +23,10 @@ _kernelIfNS0_3AnyEEEvNS1_8RowsTaskIT_EE' for 'sm_80'
 ptxas info    : Function properties for _ZN4r2kd
     24 bytes stack frame, 32 bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, 24 bytes cumulative stack size
+ptxas info    : Compiling entry function '_ZN4r2kd4cuda49_GLOBAL__N__1_16_hard_spearman_cu_0420\
+hard_spearman_kernelIdLi2048EEEvNS1_8HardTaskIT_EE' for 'sm_80'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 58 registers, used 1 barriers, 33024 bytes smem
 """
 
 
@@ -39,7 +43,10 @@ def tool() -> ModuleType:
 def test_what_the_compiler_says(tool: ModuleType) -> None:
     assert tool.parse(OUTPUT) == {
         "sm_90a": {"tile_kernel<float, half>": (64, 680, 0)},
-        "sm_80": {"rows_kernel<float, any>": (40, 0, 60)},
+        "sm_80": {
+            "rows_kernel<float, any>": (40, 0, 60),
+            "hard_spearman_kernel<double, 2048>": (58, 33024, 0),
+        },
     }
 
 
@@ -49,7 +56,7 @@ def test_a_spill_and_a_missing_kernel_are_problems(
     problems = tool.report(tool.parse(OUTPUT))
     assert "rows_kernel<float, any> spills on sm_80: 60 bytes" in problems
     assert "tile_kernel<float, half> was not compiled for sm_80" in problems
-    assert len(problems) == 3
+    assert len(problems) == 4
     assert "missing" in capsys.readouterr().out
     assert tool.report({"sm_90a": tool.parse(OUTPUT)["sm_90a"]}) == []
 

@@ -59,7 +59,8 @@ class Kernel(NamedTuple):
         accumulator = "fp64" if double else "fp32"
         types = {
             "student": f"*{_TYPES[self.dtype]}", "teacher": f"*{_TYPES[self.dtype]}",
-            "grad_student": f"*{_TYPES[self.dtype]}", "mask": "*u8", "kept": "*i64",
+            "grad_student": f"*{_TYPES[self.dtype]}", "mask": "*u8", "totals": "*fp64",
+            "sample_weight": "*fp64",
         }  # fmt: skip
         sizes = ("rows", "cols", "tiles", "parts", "row_parts", "col_parts")
         strides = ("student_row", "student_col", "teacher_row", "teacher_col", "mask_stride")
@@ -71,7 +72,11 @@ class Kernel(NamedTuple):
         if self.contiguous:
             constants |= dict.fromkeys(("student_col", "teacher_col"), 1)
         if not self.flags["MASKED"]:
-            constants |= {"mask": None, "kept": None}
+            constants["mask"] = None
+        if not self.flags["WEIGHTED"]:
+            constants["sample_weight"] = None
+        if not (self.flags["MASKED"] or self.flags["WEIGHTED"]):
+            constants["totals"] = None
         signature = {}
         for name in function.arg_names:
             if name in constants:
@@ -100,14 +105,16 @@ class Kernel(NamedTuple):
         kind = str(self.dtype).removeprefix("torch.")
         shape = "x".join(str(self.flags[k]) for k in ("PARTS", "ROWS", "BLOCK") if k in self.flags)
         centered = "-cosine" if self.flags.get("CENTERED") is False else ""
-        more = ("" if self.contiguous else "-strided") + (
-            "" if self.flags["MASKED"] else "-unmasked"
-        )
+        more = "" if self.contiguous else "-strided"
+        more += "".join(f"-no-{k.lower()}" for k in ("MASKED", "WEIGHTED") if not self.flags[k])
         return f"{self.name}-{kind}-{shape}{centered}{more}"
 
 
-def _unmasked(kernels: list[Kernel]) -> list[Kernel]:
-    return [k._replace(flags={**k.flags, "MASKED": False}) for k in kernels]
+_ALL = {"MASKED": True, "WEIGHTED": True}
+
+
+def _without(kernels: list[Kernel], *flags: str) -> list[Kernel]:
+    return [k._replace(flags={**k.flags, **dict.fromkeys(flags, False)}) for k in kernels]
 
 
 def _kernels_for(cols: int, dtype: torch.dtype, centered: bool, contiguous: bool) -> list[Kernel]:
@@ -131,7 +138,7 @@ def _kernels_for(cols: int, dtype: torch.dtype, centered: bool, contiguous: bool
         columns = {"ROWS": table.columns.rows, "BLOCK": table.columns.block}
         found.append(("columns_kernel", {"CENTERED": centered, **columns}, table.columns.warps))
     return [
-        Kernel(name, cols, dtype, {"DOUBLE": double, "MASKED": True, **flags}, warps, contiguous)
+        Kernel(name, cols, dtype, {**_ALL, "DOUBLE": double, **flags}, warps, contiguous)
         for name, flags, warps in found
     ]
 
@@ -141,7 +148,7 @@ def _last_kernels(rows: int, cols: int, dtype: torch.dtype) -> list[Kernel]:
     table = configs.table(cols, double)
     parts, _ = configs.parts(rows, (table.rows if table.fused else table.columns).rows)
     finish = configs.finish(parts, cols, double)
-    shared = {"DOUBLE": double, "MASKED": True, "INTER": True}
+    shared = {**_ALL, "DOUBLE": double, "INTER": True}
     tile = {"PARTS": finish.rows, "BLOCK": finish.block, "SUM_BLOCK": configs.SUM_BLOCK}
     last = {"INTRA": True, "BLOCK": configs.SUM_BLOCK}
     flags = {"CENTERED": True, "LOSS": cols <= finish.block, **tile}
@@ -154,10 +161,12 @@ def _last_kernels(rows: int, cols: int, dtype: torch.dtype) -> list[Kernel]:
 def all_kernels() -> list[Kernel]:
     """Each line of the table at its largest tile, and the first at its smallest number of classes.
 
-    All with the terms, the mask and the centring, which only add to what a kernel holds; a few
-    without the centring or the mask, where None takes the place of a pointer.
+    All with the terms, the mask, the weights and the centring, which only add to what a kernel
+    holds; a few without the centring, or where None takes the place of a pointer.
     """
     single, double = torch.float32, torch.float64
+    block = {**_ALL, "DOUBLE": False, "BLOCK": configs.WEIGHED_ROWS}
+    weigh = Kernel("weigh_kernel", 100, single, block, 16)
     found = [
         *(k for cols in (5, 64, 1000, 2000, 4096, 262_144)
           for k in _kernels_for(cols, single, True, True)),
@@ -165,9 +174,11 @@ def all_kernels() -> list[Kernel]:
           for k in _kernels_for(cols, double, True, True)),
         *(k for cols in (1000, 32_000) for k in _kernels_for(cols, torch.bfloat16, True, True)),
         *_kernels_for(1000, torch.float16, False, True),
-        *_unmasked(_kernels_for(100, single, True, True)),
-        *_unmasked(_kernels_for(32_000, single, True, True)),
-        *_unmasked(_last_kernels(64, 100, single)),
+        *_without(_kernels_for(100, single, True, True), *_ALL),
+        *_without(_kernels_for(32_000, single, True, True), *_ALL),
+        *_without(_last_kernels(64, 100, single), *_ALL),
+        *_without(_kernels_for(1000, single, True, True), "WEIGHTED"),
+        weigh, *_without([weigh], "WEIGHTED"), *_without([weigh], "MASKED"),
         *(k for cols in (1000, 4096, 262_144) for k in _kernels_for(cols, single, True, False)),
         *_kernels_for(2048, double, True, False),
         *_last_kernels(64, 100, single), *_last_kernels(10**6, 1000, single),

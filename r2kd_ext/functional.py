@@ -11,7 +11,7 @@ from . import _arguments as arguments
 from . import reference
 from .autograd import CorrelationFunction, apply_contiguous
 from .autograd_rank import SoftRankFunction, SoftSpearmanFunction, hard_spearman
-from .backends import WISH, choose, choose_ranks, is_interpreted, native
+from .backends import WISH, choose, choose_ranks, native
 from .collectives import scale_gradient
 from .distributed import GroupCorrelationFunction
 
@@ -93,8 +93,7 @@ def correlation_kd(
         backend: None chooses (`build_info()["ops"]` says what and why): the environment variable
             R2KD_BACKEND as it is at import, else "native" on the CPU and "reference" on a GPU; or
             "native" (the compiled kernels: CPU, and CUDA where built with it), "triton" (GPU; CPU
-            tensors where TRITON_INTERPRET=1), "reference". Compiled kernels of the rank term exist
-            for the CPU alone.
+            tensors where TRITON_INTERPRET=1), "reference". It holds for the rank term, too.
 
     Returns:
         Scalar of dtype float32, or float64 where either input is float64. Sums are accumulated in
@@ -106,8 +105,8 @@ def correlation_kd(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it, what was given and
             what is accepted.
-        NotImplementedError: `sample_weight` with Triton's kernels, or `group` inside of
-            ``torch.compile(fullgraph=True)``; without `fullgraph` the graph breaks there.
+        NotImplementedError: `group` inside of ``torch.compile(fullgraph=True)``; without
+            `fullgraph` the graph breaks there.
 
     Note:
         With `group`, every rank returns the same loss L of the global batch, and its gradient is W
@@ -149,7 +148,9 @@ def correlation_kd(
     chosen = choose(backend, student_logits.device, student_logits.shape[-1]).backend
     rank_backend = None
     if rank_weight != 0:
-        rank_backend = choose_ranks(backend, student_logits.device).backend
+        rank_backend = choose_ranks(
+            backend, student_logits.device, student_logits.shape[-1]
+        ).backend
         if rank_backend != "reference":
             arguments.check_sortable("student_logits", student_logits)
     teacher = teacher_logits.detach()
@@ -236,11 +237,10 @@ def _rho(
     backend: str,
 ) -> Tensor:
     """rho [B] by the kernels of `backend`, which is not the reference."""
-    interpreted = is_interpreted(backend, x.device)
     if soft:
-        rho: Tensor = SoftSpearmanFunction.apply(x, y, mask, strength, eps, interpreted)
+        rho: Tensor = SoftSpearmanFunction.apply(x, y, mask, strength, eps, backend)
         return rho
-    return hard_spearman(x, y, mask, eps, interpreted)
+    return hard_spearman(x, y, mask, eps, backend)
 
 
 def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float = 1.0) -> Tensor:
@@ -274,7 +274,7 @@ def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float =
     soft, strength = arguments.check_rank_options(rank, rank_strength)
     arguments.check_pair(("x", "y"), x, y, 1)
     eps = arguments.SPEARMAN_EPS
-    backend = choose_ranks(None, x.device).backend
+    backend = choose_ranks(None, x.device, x.shape[-1]).backend
     if backend == "reference":
         a, b = (t.reshape(-1, t.shape[-1]) for t in (x, y))
         rho = reference.spearman_from_options(a, b, None, soft, strength, eps)
@@ -312,8 +312,8 @@ def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
     strength = arguments.check_strength("strength", strength)
     arguments.check_rows("x", x)
     arguments.check_classes("x", x)
-    backend = choose_ranks(None, x.device).backend
+    backend = choose_ranks(None, x.device, x.shape[-1]).backend
     if backend == "reference":
         return reference.soft_rank(x, strength)
     arguments.check_sortable("x", x)
-    return SoftRankFunction.apply(x, strength, is_interpreted(backend, x.device))
+    return SoftRankFunction.apply(x, strength, backend)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from . import _core
-from .backends import choose, choose_ranks, choose_sparse
+from .backends import Choice, choose, choose_ranks, choose_sparse
 
-_CHOICES = {
-    "correlation": choose,
-    "spearman": choose_ranks,
-    "soft_rank": choose_ranks,
+_CHOICES: dict[str, Callable[[torch.device], Choice]] = {
+    "correlation": partial(choose, None),
+    "spearman": partial(choose_ranks, None),
+    "soft_rank": partial(choose_ranks, None),
     "csr_linear": choose_sparse,
     "csr_conv2d": choose_sparse,
 }
@@ -58,7 +60,7 @@ def build_info() -> dict[str, Any]:
         "triton": version_of("triton"),
         "gpu": gpu,
         "ops": {
-            op: {device: chosen(None, torch.device(device))._asdict() for device in devices}
+            op: {device: chosen(torch.device(device))._asdict() for device in devices}
             for op, chosen in _CHOICES.items()
         },
     }

@@ -16,10 +16,12 @@ zeros and symmetric. Either may come with B = 0 and nnz = 0; H' and W' are at le
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .backends import native_sparse, reference_sparse
+from .backends import choose_sparse, native_sparse, reference_sparse, triton
 
 _library = torch.library.Library("r2kd", "FRAGMENT")
 _library.define(
@@ -59,9 +61,23 @@ def _csr_conv2d_fake(
 
 _library.impl("csr_linear", native_sparse.csr_linear, "CPU")
 _library.impl("csr_conv2d", native_sparse.csr_conv2d, "CPU")
+
+
+def _gpu_kernels(device: torch.device) -> Any:
+    return triton if choose_sparse(device).backend == "triton" else reference_sparse
+
+
+def _csr_linear_gpu(x: Tensor, *rest: Any) -> Tensor:
+    return _gpu_kernels(x.device).csr_linear(x, *rest)
+
+
+def _csr_conv2d_gpu(x: Tensor, *rest: Any) -> Tensor:
+    return _gpu_kernels(x.device).csr_conv2d(x, *rest)
+
+
 for _key in ("CUDA", "XPU"):
-    _library.impl("csr_linear", reference_sparse.csr_linear, _key)
-    _library.impl("csr_conv2d", reference_sparse.csr_conv2d, _key)
+    _library.impl("csr_linear", _csr_linear_gpu, _key)
+    _library.impl("csr_conv2d", _csr_conv2d_gpu, _key)
 
 csr_linear = torch.ops.r2kd.csr_linear.default
 csr_conv2d = torch.ops.r2kd.csr_conv2d.default

@@ -35,7 +35,8 @@ class Usage(NamedTuple):
 def kernel_name(mangled: str) -> str:
     """tile_kernel<float, half> and the like from a mangled name."""
     match = re.search(
-        r"\d([a-z]+_kernel)(?:I([fd])(f|6__half|13__nv_bfloat16|NS\w*?3Any)?)?", mangled
+        r"\d([a-z][a-z_]*_kernel)(?:I([fd])(f|6__half|13__nv_bfloat16|NS\w*?3Any|Li\d+E)?)?",
+        mangled,
     )
     if match is None:
         return mangled
@@ -44,7 +45,8 @@ def kernel_name(mangled: str) -> str:
         return name
     types = [_TYPES[accumulator]]
     if stored is not None:
-        types.append(_TYPES.get(stored, "any"))
+        size = re.fullmatch(r"Li(\d+)E", stored)
+        types.append(size[1] if size else _TYPES.get(stored, "any"))
     return f"{name}<{', '.join(types)}>"
 
 

@@ -12,7 +12,8 @@ import sys
 
 import torch
 
-from r2kd_ext import correlation_kd
+from r2kd_ext import correlation_kd, ops_rank
+from r2kd_ext.backends import triton as kernels
 
 # Few and many classes, widths that are no multiple of anything, and rows that are shared by blocks.
 SHAPES = {
@@ -28,7 +29,33 @@ SHAPES = {
     ],
     "triton": [(7, 13), (33, 1000), (9, 2100), (3, 4104)],
 }
+RANK_SHAPES = {
+    "native": [(1, 1), (7, 13), (70, 100), (3, 1000), (3, 4100), (2, 9001)],
+    "triton": [(7, 13), (40, 1000)],
+}
 DTYPES = {"native": [torch.float32, torch.bfloat16, torch.float64], "triton": [torch.float32]}
+
+
+def step_of_ranks(rows: int, classes: int, dtype: torch.dtype, triton: bool) -> None:
+    x, y = (torch.randn(rows, classes, device="cuda", dtype=dtype) for _ in range(2))
+    mask = torch.arange(rows, device="cuda") % 3 != 1
+    if rows > 1:
+        x[1, 0] = torch.nan
+    ranks, order = ops_rank.soft_rank(x, 0.1, triton=triton)
+    ops_rank.soft_rank_backward(ranks, order, 0.1, dtype, triton=triton)
+    for kept in (None, mask):
+        ops_rank.spearman(x, y, kept, False, 1.0, 1e-8, triton=triton)
+        rho = ops_rank.spearman(x, y, kept, True, 0.1, 1e-8, triton=triton)
+        ops_rank.spearman_backward(rho, x, y, kept, 0.1, 1e-8, triton=triton)
+
+
+def step_of_sparse_layers() -> None:
+    weight = torch.randn(20, 27, device="cuda")
+    matrix = (weight * (weight > 0.5)).to_sparse_csr()
+    entries = (matrix.values(), matrix.col_indices().int(), matrix.crow_indices().int())
+    kernels.csr_linear(torch.randn(130, 27, device="cuda"), *entries, None)
+    options = ([3, 3], [1, 1], [1, 1], [1, 1], 1)
+    kernels.csr_conv2d(torch.randn(2, 3, 9, 11, device="cuda"), *entries, None, *options)
 
 
 def main() -> None:
@@ -46,6 +73,11 @@ def main() -> None:
                     mask=kept, backend=backend,
                 )  # fmt: skip
                 loss.backward()
+    for rows, classes in RANK_SHAPES[backend]:
+        for dtype in DTYPES[backend]:
+            step_of_ranks(rows, classes, dtype, backend == "triton")
+    if backend == "triton":
+        step_of_sparse_layers()
     torch.cuda.synchronize()
     print(f"{backend}: {len(SHAPES[backend])} shapes, {len(DTYPES[backend])} dtypes")
 

@@ -5,6 +5,7 @@
 
 #include "common.cuh"
 #include "device.h"
+#include "guard.cuh"
 
 namespace r2kd {
 namespace cuda {
@@ -12,31 +13,6 @@ namespace cuda {
 const bool kCompiled = true;
 
 namespace {
-
-CudaStatus status_of(cudaError_t error, const char* step) {
-  if (error == cudaSuccess) return {};
-  cudaGetLastError();  // do not leave it for the next caller to find
-  return {static_cast<int>(error), step, cudaGetErrorString(error)};
-}
-
-// Makes a device the current one for as long as this lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) : device_(device) {
-    error_ = cudaGetDevice(&previous_);
-    if (error_ == cudaSuccess && previous_ != device) error_ = cudaSetDevice(device);
-  }
-  ~DeviceGuard() {
-    if (error_ == cudaSuccess && previous_ != device_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  int device_, previous_ = 0;
-  cudaError_t error_;
-};
 
 // The limits of `device`, which is the current one. Asked for once: that takes longer than a launch.
 cudaError_t limits_of(int device, DeviceLimits* limits) {

@@ -2,30 +2,13 @@
 // kernels are launched on the stream that is given, and a CUDA graph can capture every call.
 #pragma once
 
-#include <cstdint>
 #include <string>
 
 #include "r2kd/correlation.h"
+#include "status.h"
 
 namespace r2kd {
 namespace cuda {
-
-constexpr const char* kPreparing = "preparing the launch";
-
-extern const bool kCompiled;  // whether this build has the kernels
-
-// What became of the launches of a call.
-struct CudaStatus {
-  int code = 0;           // cudaError_t; 0 is success, -1 a build without CUDA
-  const char* step = "";  // the kernel that could not be launched, or kPreparing
-  const char* message = "";
-};
-
-// Where a call runs.
-struct Place {
-  int device;            // CUDA's number
-  std::uintptr_t stream;  // cudaStream_t
-};
 
 // What a call would do: bytes of scratch that forward needs, launches, and the path.
 struct Plan {

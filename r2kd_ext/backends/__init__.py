@@ -13,7 +13,6 @@ from .cuda import is_compiled
 from .triton import interpreted
 
 BACKENDS = ("native", "triton", "reference")
-_RANK_BACKENDS = ("native", "triton", "reference")
 _TRITON_DEVICES = ("cuda", "xpu")
 
 # What R2KD_BACKEND asks for where the caller has no wish. Read once: a call reads no environment.
@@ -38,6 +37,8 @@ class Won(NamedTuple):
 # In order of preference. A line needs the tests passed on a GPU (docs/gpu.md) and a benchmark row
 # won there (benchmarks/results/). No GPU has run anything yet.
 WON: tuple[Won, ...] = ()
+WON_RANKS: tuple[Won, ...] = ()  # likewise, of the rank ops
+WON_SPARSE: tuple[Won, ...] = ()  # likewise, of the sparse ops
 
 
 @lru_cache(maxsize=1)
@@ -81,11 +82,30 @@ def choose(backend: str | None, device: torch.device, classes: int | None = None
     Raises ValueError for an unknown backend, one that cannot take tensors of this device, and one
     that is not installed.
     """
+    return _choose(backend, device, classes, WON)
+
+
+def choose_ranks(backend: str | None, device: torch.device, classes: int | None = None) -> Choice:
+    """The same for the rank ops."""
+    return _choose(backend, device, classes, WON_RANKS)
+
+
+def choose_sparse(device: torch.device) -> Choice:
+    """The same for the sparse ops, whose compiled kernels are for the CPU alone."""
+    choice = _choose(None, device, None, WON_SPARSE)
+    if choice.backend == "native" and device.type != "cpu":
+        return Choice("reference", "no compiled kernels of sparse weights on a GPU in this version")
+    return choice
+
+
+def _choose(
+    backend: str | None, device: torch.device, classes: int | None, won: tuple[Won, ...]
+) -> Choice:
     name, given, asked = "backend", backend, "asked for"
     if backend is None and WISH is not None:
         name, given, asked = "environment variable R2KD_BACKEND", WISH, "R2KD_BACKEND asks for it"
     if given is None:
-        return _choose_without_wish(device, classes)
+        return _choose_without_wish(device, classes, won)
     if given == "reference":
         return Choice("reference", asked)
     if given not in BACKENDS:
@@ -98,46 +118,18 @@ def choose(backend: str | None, device: torch.device, classes: int | None = None
     return Choice(given, asked)
 
 
-def choose_ranks(backend: str | None, device: torch.device) -> Choice:
-    """The backend of the rank ops: that of `choose`, or the reference where it has no rank kernels.
-
-    Raises ValueError where `choose` does, and for a `backend` without rank kernels: what a caller
-    names is not replaced.
-    """
-    choice = choose(backend, device)
-    accepted = [name for name in _RANK_BACKENDS if name != "native" or device.type == "cpu"]
-    if choice.backend in accepted:
-        return choice
-    if backend is None:
-        reason = (
-            f"no rank kernels in the backend {choice.backend!r} for device type {device.type!r}"
-        )
-        return Choice("reference", f"{reason} in this version")
-    raise ValueError(
-        f"backend {backend!r} has no rank kernels for device type {device.type!r} in this version: "
-        f"rank_weight must be 0 with it; use None, {' or '.join(map(repr, accepted))}"
-    )
-
-
-def choose_sparse(backend: str | None, device: torch.device) -> Choice:
-    """The backend of the sparse ops: the device alone decides, no wish is heard."""
-    if device.type == "cpu":
-        return Choice("native", "compiled CPU kernels")
-    return Choice("reference", f"no sparse kernels for device type {device.type!r} in this version")
-
-
-def _choose_without_wish(device: torch.device, classes: int | None) -> Choice:
+def _choose_without_wish(device: torch.device, classes: int | None, won: tuple[Won, ...]) -> Choice:
     if device.type == "cpu":
         return Choice("native", "compiled CPU kernels")
     if device.type not in _TRITON_DEVICES:
         return Choice("reference", f"no kernels for device type {device.type!r} in this version")
     usable = [name for name in ("native", "triton") if _obstacle(name, device) is None]
-    for backend, first, last in WON:
+    for backend, first, last in won:
         if backend in usable and (classes is None or first <= classes <= last):
             return Choice(backend, f"verified and fastest from {first} to {last} classes")
     if not usable:
         return Choice("reference", "neither CUDA kernels nor the package triton are installed")
-    if WON:
+    if won:
         return Choice("reference", "no kernels that are verified and fastest for these classes")
     names = " or ".join(f"backend={name!r}" for name in usable)
     return Choice("reference", f"the kernels have not run on a GPU yet; {names} asks for them")

@@ -25,18 +25,14 @@ def correlation(
     inter_weight: float,
     intra_weight: float,
     eps: float,
-    sample_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,  # [B] float64
 ) -> tuple[Tensor, Tensor]:
-    if sample_weight is not None:
-        raise NotImplementedError(
-            "sample_weight must be None with the Triton kernels in this version; "
-            "use backend='reference'"
-        )
     from .launch import correlation
 
     return correlation(
-        student, teacher, mask, temperature, centered, inter_weight, intra_weight, eps
-    )
+        student, teacher, mask, temperature, centered, inter_weight, intra_weight, eps,
+        sample_weight,
+    )  # fmt: skip
 
 
 def spearman(
@@ -97,4 +93,35 @@ def correlation_backward(
 
     return correlation_backward(
         grad_loss, student, teacher, mask, stats, temperature, centered, inter_weight, intra_weight
+    )
+
+
+def csr_linear(
+    x: Tensor,  # [B, K]
+    values: Tensor,  # [nnz]
+    columns: Tensor,  # [nnz] int32
+    row_offsets: Tensor,  # [R + 1] int32
+    bias: Tensor | None,  # [R]
+) -> Tensor:
+    from .launch_sparse import csr_linear
+
+    return csr_linear(x, values, columns, row_offsets, bias)
+
+
+def csr_conv2d(
+    x: Tensor,  # [B, C, H, W]
+    values: Tensor,  # [nnz]
+    columns: Tensor,  # [nnz] int32
+    row_offsets: Tensor,  # [R + 1] int32
+    bias: Tensor | None,  # [R]
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    from .launch_sparse import csr_conv2d
+
+    return csr_conv2d(
+        x, values, columns, row_offsets, bias, kernel_size, stride, padding, dilation, groups
     )

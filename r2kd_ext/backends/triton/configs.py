@@ -23,7 +23,9 @@ _FINISH = {False: (2048, 4), True: (1024, 4)}  # numbers in a tile, warps
 _MAX_PARTS = 256  # partial moments of the columns; finish_kernel takes all in one tile
 _ROWS_PER_PART = 8  # at least: the partial moments are then no more traffic than the logits
 SUM_BLOCK = 1024
+WEIGHED_ROWS = 2048  # rows that weigh_kernel takes at a time
 _SORTED_COLS = 4096  # in registers; twice as many take minutes to compile
+_SORTED_BLOCK = 64  # at least
 _NUMBERS_PER_WARP = 256  # of a sorted row: 8 keys of 64 bits in a thread
 POOLED_ROWS = 32  # a lane each, so that no lane reads what another one wrote
 
@@ -34,6 +36,9 @@ class Config(NamedTuple):
     rows: int
     block: int
     warps: int
+
+
+SPARSE = Config(8, 128, 4)  # rows of a sparse weight, samples or pixels of a tile
 
 
 class Table(NamedTuple):
@@ -82,7 +87,7 @@ def sorts_in_registers(cols: int, double: bool) -> bool:
 
 def sort(cols: int) -> Config:
     """The tile of a row that is sorted in registers."""
-    block = max(power_of_two(cols), 64)
+    block = max(power_of_two(cols), _SORTED_BLOCK)
     return Config(1, block, max(block // _NUMBERS_PER_WARP, 1))
 
 

@@ -1,5 +1,6 @@
 """Kernels of the correlation's forward.
 
+weigh_kernel       the weight and the number of the kept rows, with a mask or sample weights
 rows_kernel        whole rows in registers; the columns' partial moments too where C is small
 long_rows_kernel   rows in blocks, one pass, with a running maximum
 columns_kernel     the columns' partial moments from the rows' statistics, where C is not small
@@ -28,30 +29,70 @@ def kept_rows(mask, mask_stride, row, rows, MASKED: tl.constexpr):
     return keep
 
 
+@triton.jit(do_not_specialize=["rows"])
+def weigh_kernel(
+    mask,  # [B] or unused
+    sample_weight,  # [B] float64, or unused
+    totals,  # [3] float64: weight and number of the kept rows, 1 / weight (0 where that is 0)
+    rows, mask_stride,
+    MASKED: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    count = tl.zeros([BLOCK], tl.float64)
+    weight = count
+    for start in range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK).to(tl.int64)  # [K]
+        keep = kept_rows(mask, mask_stride, row, rows, MASKED)
+        count += keep.to(tl.float64)
+        if WEIGHTED:
+            weight += tl.load(sample_weight + row, mask=keep, other=0.0)
+    number = tl.sum(count, 0)
+    total = number
+    if WEIGHTED:
+        total = tl.sum(weight, 0)
+    tl.store(totals, total)
+    tl.store(totals + 1, number)
+    inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
+    tl.store(totals + 2, tl.where(total == 0.0, 0.0, inverse))
+
+
 @triton.jit
-def row_weight(inter_weight, kept, DOUBLE: tl.constexpr, MASKED: tl.constexpr):
-    """Weight of one row: `inter_weight` is divided by the rows already where there is no mask."""
+def row_weight(
+    inter_weight, totals, DOUBLE: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr
+):
+    """What the rows' sum of 1 - r, each times its share where rows are weighted, is multiplied by.
+
+    `inter_weight` is divided by the rows already where there is neither mask nor weight.
+    """
     weight = scalar(inter_weight, DOUBLE)
-    if MASKED:
+    if MASKED and not WEIGHTED:
         ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-        weight = weight / tl.load(kept).to(ACC)
+        weight = weight / tl.load(totals + 1).to(ACC)
     return weight
+
+
+@triton.jit
+def row_share(sample_weight, totals, row, keep, DOUBLE: tl.constexpr):
+    """Weight of each row over that of all kept ones, 0 where that is 0."""
+    weight = tl.load(sample_weight + row, mask=keep, other=0.0)
+    share = weight * tl.load(totals + 2)  # a division in float64 would spill
+    return share.to(tl.float64 if DOUBLE else tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def rows_kernel(
     student, teacher,  # [B, C]
     mask,  # [B] or unused
-    kept,  # [] number of kept rows, or unused
+    sample_weight,  # [B] float64, or unused
+    totals,  # [3] of weigh_kernel, or unused
     stats,  # [6 B + 5 C]
-    row_losses,  # [P]: sum of 1 - r over the rows of each program
+    row_losses,  # [P]: sum of 1 - r over the rows of each program, each times its share
     partials,  # [P, M, C]: the columns' partial moments; unused without COLUMNS
     counts,  # [P]: kept rows of each program; unused without COLUMNS
     rows, cols, tiles,  # tiles: how many tiles of rows each program takes
     student_row, student_col, teacher_row, teacher_col, mask_stride,
     scale, scale_rest, inter_weight, eps, class_mean,
-    DOUBLE: tl.constexpr, MASKED: tl.constexpr, CENTERED: tl.constexpr,
-    INTER: tl.constexpr, COLUMNS: tl.constexpr,
+    DOUBLE: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CENTERED: tl.constexpr, INTER: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
@@ -60,7 +101,7 @@ def rows_kernel(
     scale_rest = scalar(scale_rest, DOUBLE)
     eps = scalar(eps, DOUBLE)
     class_mean = scalar(class_mean, DOUBLE)
-    weight = row_weight(inter_weight, kept, DOUBLE, MASKED)
+    weight = row_weight(inter_weight, totals, DOUBLE, MASKED, WEIGHTED)
     col = tl.arange(0, BLOCK)  # [K]
     within = col < cols
     far = col.to(tl.int64)
@@ -107,9 +148,15 @@ def rows_kernel(
             r, alpha, beta = correlation_from_moments(
                 tl.sum(a * a, 1), tl.sum(b * b, 1), tl.sum(a * b, 1), eps, DOUBLE
             )
-            tl.store(place + 4, -weight * alpha, mask=keep)
-            tl.store(place + 5, -weight * beta, mask=keep)
-            row_loss += tl.sum(tl.where(keep, 1.0 - r, 0.0), 0)
+            distance = 1.0 - r
+            slope = -weight  # of the loss in each r
+            if WEIGHTED:
+                share = row_share(sample_weight, totals, row, keep, DOUBLE)  # [R]
+                distance *= share
+                slope = slope * share
+            tl.store(place + 4, slope * alpha, mask=keep)
+            tl.store(place + 5, slope * beta, mask=keep)
+            row_loss += tl.sum(tl.where(keep, distance, 0.0), 0)
         if COLUMNS:
             tile_rows = tl.sum(keep.to(ACC), 0)
             (
@@ -145,21 +192,22 @@ def block_exponentials(x, maximum, scale, scale_rest):
 def long_rows_kernel(
     student, teacher,  # [B, C]
     mask,  # [B] or unused
-    kept,  # [] number of kept rows, or unused
+    sample_weight,  # [B] float64, or unused
+    totals,  # [3] of weigh_kernel, or unused
     stats,  # [6 B + 5 C]
-    row_losses,  # [B]: 1 - r, and 0 for rows that are dropped
+    row_losses,  # [B]: 1 - r times the row's share, and 0 for rows that are dropped
     rows, cols,
     student_row, student_col, teacher_row, teacher_col, mask_stride,
     scale, scale_rest, inter_weight, eps,
-    DOUBLE: tl.constexpr, MASKED: tl.constexpr, CENTERED: tl.constexpr, INTER: tl.constexpr,
-    BLOCK: tl.constexpr,
+    DOUBLE: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CENTERED: tl.constexpr, INTER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     row = tl.program_id(0).to(tl.int64)
     scale = scalar(scale, DOUBLE)
     scale_rest = scalar(scale_rest, DOUBLE)
     eps = scalar(eps, DOUBLE)
-    weight = row_weight(inter_weight, kept, DOUBLE, MASKED)
+    weight = row_weight(inter_weight, totals, DOUBLE, MASKED, WEIGHTED)
     zero = tl.sum(tl.zeros([BLOCK], ACC), 0)
     row_loss = zero
     if kept_rows(mask, mask_stride, row, rows, MASKED):
@@ -218,9 +266,14 @@ def long_rows_kernel(
             r, alpha, beta = correlation_from_moments(
                 ee * p_scale * p_scale, hh * q_scale * q_scale, eh * p_scale * q_scale, eps, DOUBLE
             )
-            tl.store(place + 4, -weight * alpha)
-            tl.store(place + 5, -weight * beta)
             row_loss = 1.0 - r
+            slope = -weight  # of the loss in r
+            if WEIGHTED:
+                share = row_share(sample_weight, totals, row, row < rows, DOUBLE)
+                row_loss *= share
+                slope = slope * share
+            tl.store(place + 4, slope * alpha)
+            tl.store(place + 5, slope * beta)
     if INTER:
         tl.store(row_losses + row, row_loss)
 
@@ -302,16 +355,20 @@ def total_of(source, length, DOUBLE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def store_loss(
-    loss, kept, row_losses, row_parts, inter_weight, columns_loss,
-    DOUBLE: tl.constexpr, MASKED: tl.constexpr, INTER: tl.constexpr, BLOCK: tl.constexpr,
+    loss, totals, row_losses, row_parts, inter_weight, columns_loss,
+    DOUBLE: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr, INTER: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """loss = weight of a row times sum_i (1 - r_i) + the columns' share; 0 where no row is kept."""
+    """loss = weight of a row times sum_i (1 - r_i) + the columns' part; 0 where no row is kept."""
     value = columns_loss
     if INTER:
-        weight = row_weight(inter_weight, kept, DOUBLE, MASKED)
-        value += weight * total_of(row_losses, row_parts, DOUBLE, BLOCK)
+        weight = row_weight(inter_weight, totals, DOUBLE, MASKED, WEIGHTED)
+        rows_loss = weight * total_of(row_losses, row_parts, DOUBLE, BLOCK)
+        if WEIGHTED:
+            rows_loss = tl.where(tl.load(totals) == 0.0, 0.0, rows_loss)
+        value += rows_loss
     if MASKED:
-        value = tl.where(tl.load(kept) > 0, value, 0.0)
+        value = tl.where(tl.load(totals + 1) > 0.0, value, 0.0)
     tl.store(loss, value)
 
 
@@ -322,10 +379,11 @@ def finish_kernel(
     stats,  # [6 B + 5 C]
     col_losses,  # [number of programs]: sum of 1 - r over the columns of each; unused with LOSS
     loss,  # []; unused without LOSS, as are the next three
-    kept, row_losses, row_parts,
+    totals, row_losses, row_parts,
     rows, parts, cols,
     inter_weight, col_weight, eps,  # col_weight: weight of one column
-    DOUBLE: tl.constexpr, MASKED: tl.constexpr, CENTERED: tl.constexpr, INTER: tl.constexpr,
+    DOUBLE: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CENTERED: tl.constexpr, INTER: tl.constexpr,
     LOSS: tl.constexpr,  # whether this is the only program, which then writes the loss as well
     PARTS: tl.constexpr, BLOCK: tl.constexpr, SUM_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -376,8 +434,8 @@ def finish_kernel(
     col_loss = tl.sum(tl.where(within, 1.0 - r, 0.0), 0)
     if LOSS:
         store_loss(
-            loss, kept, row_losses, row_parts, inter_weight, weight * col_loss,
-            DOUBLE, MASKED, INTER, SUM_BLOCK,
+            loss, totals, row_losses, row_parts, inter_weight, weight * col_loss,
+            DOUBLE, MASKED, WEIGHTED, INTER, SUM_BLOCK,
         )  # fmt: skip
     else:
         tl.store(col_losses + tl.program_id(0), col_loss)
@@ -386,15 +444,18 @@ def finish_kernel(
 @triton.jit(do_not_specialize=["row_parts", "col_parts"])
 def loss_kernel(
     loss,  # []
-    kept,  # [] number of kept rows, or unused
+    totals,  # [3] of weigh_kernel, or unused
     row_losses, row_parts,  # [row_parts]; unused without INTER
     col_losses, col_parts,  # [col_parts]; unused without INTRA
     inter_weight, col_weight,
-    DOUBLE: tl.constexpr, MASKED: tl.constexpr, INTER: tl.constexpr, INTRA: tl.constexpr,
-    BLOCK: tl.constexpr,
+    DOUBLE: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
+    INTER: tl.constexpr, INTRA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     share = tl.sum(tl.zeros([BLOCK], ACC), 0)
     if INTRA:
         share = scalar(col_weight, DOUBLE) * total_of(col_losses, col_parts, DOUBLE, BLOCK)
-    store_loss(loss, kept, row_losses, row_parts, inter_weight, share, DOUBLE, MASKED, INTER, BLOCK)
+    store_loss(
+        loss, totals, row_losses, row_parts, inter_weight, share,
+        DOUBLE, MASKED, WEIGHTED, INTER, BLOCK,
+    )  # fmt: skip

@@ -20,7 +20,14 @@ from ..native import statistics_size
 from . import configs, interpreter
 from .backward import gradient_kernel, long_gradient_kernel
 from .columns import COSINE_MOMENTS, PEARSON_MOMENTS
-from .forward import columns_kernel, finish_kernel, long_rows_kernel, loss_kernel, rows_kernel
+from .forward import (
+    columns_kernel,
+    finish_kernel,
+    long_rows_kernel,
+    loss_kernel,
+    rows_kernel,
+    weigh_kernel,
+)
 
 # log2(e), to twice the digits of a double.
 _LOG2_E = Fraction(14426950408889634073599246810018921374, 10**37)
@@ -73,7 +80,8 @@ class _Operands:
             student, teacher = interpreter.readable(student), interpreter.readable(teacher)
         self.logits = (student, teacher)
         self.mask = None if mask is None else mask.view(torch.uint8)  # [B]
-        self.strides = (*student.stride(), *teacher.stride(), 0 if mask is None else mask.stride(0))
+        self.mask_stride = 0 if mask is None else mask.stride(0)
+        self.strides = (*student.stride(), *teacher.stride(), self.mask_stride)
 
 
 def correlation(
@@ -85,6 +93,7 @@ def correlation(
     inter_weight: float,
     intra_weight: float,
     eps: float,
+    sample_weight: Tensor | None = None,  # [B] float64
 ) -> tuple[Tensor, Tensor]:
     given = _Operands(student, teacher, mask)
     rows, cols, double = given.rows, given.cols, given.double
@@ -94,13 +103,22 @@ def correlation(
         return student.new_zeros((), dtype=given.dtype), stats
     loss = student.new_empty((), dtype=given.dtype)  # []
     with on_device_of(student):
-        kept = None if mask is None else mask.sum()  # [] int64
-        # Where a mask keeps fewer rows, the kernels divide by their number instead.
-        row_weight = packed(inter_weight / rows if mask is None else inter_weight, double)
+        weighted = inter and sample_weight is not None
+        weight = sample_weight.contiguous() if sample_weight is not None and weighted else None
+        totals = None
+        if mask is not None or weighted:
+            totals = stats.new_empty(3, dtype=torch.float64)
+            weigh_kernel[(1,)](
+                given.mask, weight, totals, rows, given.mask_stride,
+                MASKED=given.masked, WEIGHTED=weighted,
+                BLOCK=configs.WEIGHED_ROWS, num_warps=16,
+            )  # fmt: skip
+        # Where not all rows count alike, the kernels divide by `totals` instead.
+        row_weight = packed(inter_weight / rows if totals is None else inter_weight, double)
         col_weight = packed(intra_weight / cols, double)
         packed_eps = packed(eps, double)
         scale = _exp_scale(temperature, double)
-        flags = {"DOUBLE": double, "MASKED": given.masked}
+        flags = {"DOUBLE": double, "MASKED": given.masked, "WEIGHTED": weighted}
         table = configs.table(cols, double)
         fused = intra and table.fused
         tile = table.rows if fused else table.columns
@@ -117,14 +135,14 @@ def correlation(
         row_losses = stats.new_empty(row_parts)
         if table.long:
             long_rows_kernel[(rows,)](
-                *given.logits, given.mask, kept, stats, row_losses, rows, cols, *given.strides,
-                *scale, row_weight, packed_eps,
+                *given.logits, given.mask, weight, totals, stats, row_losses,
+                rows, cols, *given.strides, *scale, row_weight, packed_eps,
                 **flags, CENTERED=centered, INTER=inter, BLOCK=row_tile.block,
                 num_warps=row_tile.warps,
             )  # fmt: skip
         else:
             rows_kernel[(row_parts,)](
-                *given.logits, given.mask, kept, stats, row_losses, partials, counts,
+                *given.logits, given.mask, weight, totals, stats, row_losses, partials, counts,
                 rows, cols, row_tiles, *given.strides,
                 *scale, row_weight, packed_eps, packed(1 / cols, double),
                 **flags, CENTERED=centered, INTER=inter, COLUMNS=fused,
@@ -134,7 +152,7 @@ def correlation(
             columns_kernel[(-(-cols // tile.block), parts)](
                 *given.logits, given.mask, stats, partials, counts,
                 rows, cols, tiles, *given.strides, *scale,
-                **flags, CENTERED=centered,
+                DOUBLE=double, MASKED=given.masked, CENTERED=centered,
                 ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
             )  # fmt: skip
         col_parts = 0
@@ -144,7 +162,7 @@ def correlation(
             col_parts = -(-cols // finish.block)
             col_losses = stats.new_empty(col_parts)
             finish_kernel[(col_parts,)](
-                partials, counts, stats, col_losses, loss, kept, row_losses, row_parts,
+                partials, counts, stats, col_losses, loss, totals, row_losses, row_parts,
                 rows, parts, cols, row_weight, col_weight, packed_eps,
                 **flags, CENTERED=centered, INTER=inter, LOSS=col_parts == 1,
                 PARTS=finish.rows, BLOCK=finish.block, SUM_BLOCK=configs.SUM_BLOCK,
@@ -152,7 +170,7 @@ def correlation(
             )  # fmt: skip
         if col_parts != 1:
             loss_kernel[(1,)](
-                loss, kept, row_losses, row_parts, col_losses, col_parts, row_weight, col_weight,
+                loss, totals, row_losses, row_parts, col_losses, col_parts, row_weight, col_weight,
                 **flags, INTER=inter, INTRA=intra, BLOCK=configs.SUM_BLOCK, num_warps=4,
             )  # fmt: skip
     return loss, stats

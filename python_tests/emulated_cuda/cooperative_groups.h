@@ -1,0 +1,2 @@
+// The emulated CUDA (cuda_runtime.h) has no clusters.
+#pragma once

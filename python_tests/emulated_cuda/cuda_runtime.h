@@ -1,0 +1,202 @@
+// Runs CUDA kernels on the CPU, for tests: every thread of a block is a fibre, which runs until it
+// comes to a barrier. Stands before the real header on the include path.
+//
+// It shows wrong indices, wrong arithmetic, and barriers that not all threads reach. The order in
+// which threads run can be turned round: what then changes is a race. It does not show what the
+// hardware does: alignment, registers, memory that two blocks share.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulated {
+
+enum class State { ready, at_warp, at_block, done };
+
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  State state;
+  std::uint64_t slot;  // what it shows to its warp, or to its block
+};
+
+constexpr std::size_t kStackBytes = 128 * 1024;
+inline std::vector<Fibre> fibres;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline unsigned most_blocks = 1u << 30;  // a launch has at most so many; the kernels stride
+inline bool backwards = false;           // the order in which threads run
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulated CUDA: %s\n", what);
+  std::abort();
+}
+
+inline void wait(State at) {
+  Fibre& own = fibres[threadIdx.x];
+  own.state = at;
+  swapcontext(&own.context, &scheduler);
+}
+
+inline void enter() {
+  body();
+  fibres[threadIdx.x].state = State::done;
+}
+
+inline bool all_at(unsigned begin, unsigned end, State state) {
+  for (unsigned i = begin; i < end; ++i) {
+    if (fibres[i].state != state) return false;
+  }
+  return true;
+}
+
+inline void release(unsigned begin, unsigned end) {
+  for (unsigned i = begin; i < end; ++i) fibres[i].state = State::ready;
+}
+
+inline void run_block(unsigned threads) {
+  if (fibres.size() < threads) fibres.resize(threads);
+  for (unsigned i = 0; i < threads; ++i) {
+    Fibre& fibre = fibres[i];
+    if (!fibre.stack) fibre.stack.reset(new char[kStackBytes]);
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = fibre.stack.get();
+    fibre.context.uc_stack.ss_size = kStackBytes;
+    fibre.context.uc_link = &scheduler;
+    fibre.state = State::ready;
+    makecontext(&fibre.context, reinterpret_cast<void (*)()>(&enter), 0);
+  }
+  for (;;) {
+    for (unsigned n = 0; n < threads; ++n) {
+      const unsigned i = backwards ? threads - 1 - n : n;
+      if (fibres[i].state != State::ready) continue;
+      threadIdx = dim3(i);
+      swapcontext(&scheduler, &fibres[i].context);
+    }
+    if (all_at(0, threads, State::done)) return;
+    bool released = false;
+    for (unsigned begin = 0; begin < threads; begin += 32) {
+      if (!all_at(begin, begin + 32, State::at_warp)) continue;
+      release(begin, begin + 32);
+      released = true;
+    }
+    if (!released && all_at(0, threads, State::at_block)) {
+      release(0, threads);
+      released = true;
+    }
+    if (!released) fail("a barrier that not all threads reach");
+  }
+}
+
+// What lane `source` of the warp of this thread shows.
+template <typename T>
+T from_lane(T x, unsigned source) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
+  std::memcpy(&fibres[threadIdx.x].slot, &x, sizeof(T));
+  wait(State::at_warp);
+  T other;
+  std::memcpy(&other, &fibres[threadIdx.x / 32 * 32 + source].slot, sizeof(T));
+  wait(State::at_warp);
+  return other;
+}
+
+}  // namespace emulated
+
+inline void __syncthreads() { emulated::wait(emulated::State::at_block); }
+inline void __syncwarp() { emulated::wait(emulated::State::at_warp); }
+inline int __syncthreads_or(int x) {
+  emulated::fibres[threadIdx.x].slot = x != 0;
+  __syncthreads();
+  int any = 0;
+  for (unsigned i = 0; i < blockDim.x; ++i) any |= static_cast<int>(emulated::fibres[i].slot);
+  __syncthreads();
+  return any;
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T x, int distance) {
+  return emulated::from_lane(x, threadIdx.x % 32 ^ static_cast<unsigned>(distance));
+}
+template <typename T>
+T __shfl_down_sync(unsigned, T x, int distance) {
+  const unsigned lane = threadIdx.x % 32 + static_cast<unsigned>(distance);
+  return emulated::from_lane(x, lane < 32 ? lane : threadIdx.x % 32);
+}
+inline unsigned __ballot_sync(unsigned, int x) {
+  emulated::fibres[threadIdx.x].slot = x != 0;
+  emulated::wait(emulated::State::at_warp);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    votes |= static_cast<unsigned>(emulated::fibres[threadIdx.x / 32 * 32 + lane].slot) << lane;
+  }
+  emulated::wait(emulated::State::at_warp);
+  return votes;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
+using cudaStream_t = void*;
+enum cudaError_t : int { cudaSuccess = 0 };
+enum { cudaLaunchAttributeClusterDimension, cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
+  return cudaSuccess;
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  if (config->blockDim.x % 32 != 0) emulated::fail("a block that is no whole number of warps");
+  gridDim = dim3(std::min(config->gridDim.x, emulated::most_blocks));
+  blockDim = config->blockDim;
+  emulated::body = [&] { kernel(arguments...); };
+  for (unsigned block = 0; block < gridDim.x; ++block) {
+    blockIdx = dim3(block);
+    emulated::run_block(blockDim.x);
+  }
+  return cudaSuccess;
+}
