@@ -102,7 +102,7 @@ def test_nothing_published_is_left_to_a_default(name: str) -> None:
 def test_the_demo_is_offline_and_takes_its_teachers_weights() -> None:
     teacher, student = (load_config(ROOT / name) for name in ("demo_teacher.yaml", "demo.yaml"))
     assert teacher.data == student.data
-    assert student.data.name == "mnist"
+    assert student.data.name == "digits"
     assert student.teacher.name == teacher.student.name
     assert student.teacher.checkpoint == f"{teacher.run.output}/student.safetensors"
     assert teacher.method.name == "ce"

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .demo.settings import QUICK, Settings
-from .train import cli_train
+from .train import cli_eval, cli_train
 
 # Of the extra "train"; nothing outside of `train/` and `demo/` imports them.
 _TRAIN_PACKAGES = ("kornia", "matplotlib", "mlxtend", "rich", "safetensors")
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     cli_train.add_commands(commands)
+    cli_eval.add_commands(commands)
 
     info = commands.add_parser(
         "info",
