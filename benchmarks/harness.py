@@ -69,7 +69,7 @@ def time_in_turns(
         start = time.perf_counter()
         run(1)
         once = time.perf_counter() - start
-        calls[name] = max(warm_up, min(2000, round(seconds_per_turn / once)))
+        calls[name] = max(1, warm_up, min(2000, round(seconds_per_turn / once)))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
