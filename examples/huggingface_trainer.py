@@ -93,7 +93,7 @@ def main(epochs: int) -> dict[str, float]:
         arguments = TrainingArguments(
             folder,
             num_train_epochs=epochs,
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             per_device_train_batch_size=64,
             per_device_eval_batch_size=500,
             report_to=[],
@@ -115,7 +115,7 @@ def main(epochs: int) -> dict[str, float]:
 
         teacher = bert(64)
         found = {"teacher": fit(Trainer(teacher, **common))}
-        student = DistillationTrainer(bert(16), teacher=teacher, **common)
+        student = DistillationTrainer(bert(32), teacher=teacher, **common)
         found["distilled"] = fit(student)
     for name, value in found.items():
         print(f"{name:<10} {value:.3f}")

@@ -281,6 +281,7 @@ def test_draws_depend_on_the_seed_alone(view: str) -> None:
     assert torch.equal(other.standard(u8, seed=2**62 + 1), clean)
     assert torch.equal(view_of(other, clean, 2**62 + 2), first)
     assert not torch.equal(augment.standard(u8, seed=3), clean)
+    assert not torch.equal(augment.standard(u8, seed=1), clean)  # the same low 32 bits
     assert any(not torch.equal(view_of(augment, clean, seed), first) for seed in range(3))
 
 

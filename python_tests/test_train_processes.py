@@ -16,6 +16,8 @@ pytest.importorskip("accelerate", reason="of the extra train")
 import safetensors.torch
 import torch
 
+from r2kd_ext.cli import main
+
 # Each process draws the augmentations of its own images, so they are off here. Batch norm takes the
 # statistics of a process's own images, as DDP has it, so the networks have none.
 CONFIG = """
@@ -28,10 +30,8 @@ optimizer: {epochs: 2, batch_size: 128, learning_rate: 0.02, milestones: [1]}
 """
 
 
-def train(processes: int, words: list[str], **environment: str) -> None:
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def train_in_two(words: list[str]) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, "-m", "r2kd_ext", "train", *words],
         capture_output=True,
@@ -41,7 +41,6 @@ def train(processes: int, words: list[str], **environment: str) -> None:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "OMP_NUM_THREADS": "1",
-            **environment,
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,13 +52,13 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", ["false", "true"], ids=["ddp", "fsdp"])
-def test_two_processes_train_as_one(tmp_path: Path, sharded: str) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
     one, two = tmp_path / "one", tmp_path / "two"
-    train(1, [str(config), "--run.output", str(one)])
-    train(2, [str(config), "--run.output", str(two)], ACCELERATE_USE_FSDP=sharded)
+    assert main(["train", str(config), "--run.output", str(one)]) == 0
+    train_in_two([str(config), "--run.output", str(two)])
     for expected, found in zip(rows_of(one), rows_of(two), strict=True):
         for name in ("loss", "ce", "correlation", "learning_rate"):
             assert found[name] == pytest.approx(expected[name], rel=1e-5)

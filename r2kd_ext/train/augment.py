@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 
 from .config import AugmentConfig
+from .randomness import derive
 
 
 class View(NamedTuple):
@@ -37,7 +38,8 @@ def _drawn_from(seed: int) -> Iterator[None]:
     """Let torch's global generator of the CPU, from which kornia draws for every device, start
     from `seed`, and put it back afterwards."""
     before = torch.random.default_generator.get_state()
-    torch.random.default_generator.manual_seed(seed)
+    # Hashed, since torch's generator of the CPU takes no more than the low 32 bits of a seed.
+    torch.random.default_generator.manual_seed(derive(seed, "augment"))
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ accuracies under them compare networks with each other, not with published figur
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Callable, Sequence
 from math import ceil
 from typing import NamedTuple
@@ -20,6 +19,8 @@ from kornia.enhance import adjust_brightness
 from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
+
+from .randomness import derive
 
 SEVERITIES = 3
 
@@ -45,10 +46,8 @@ class Draw(NamedTuple):
 
     def each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         """`draw` with the generator of each image, stacked."""
-        base = zlib.crc32(f"{self.seed} {self.name}".encode()) << 31
-        return torch.stack(
-            [draw(torch.Generator().manual_seed(base + index)) for index in self.indices]
-        )
+        seeds = [derive(self.seed, self.name, index) for index in self.indices]
+        return torch.stack([draw(torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def corrupt(
