@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from harness import machine, parse_options, write_rows
+from scaling import kept_bytes, payload_bytes, payloads, wire_bytes
 from torch import Tensor
 
 from r2kd_ext import correlation_kd, vocab_parallel_correlation_kd
@@ -49,36 +50,6 @@ CASES = (
     Case("classes", 256, 32000, "cosine"),
     Case("classes", 256, 32000, "pearson"),
 )
-
-
-def payloads(case: Case) -> list[tuple[int, torch.dtype]]:
-    """Numbers and dtype of each all-reduce of forward, for float32 logits."""
-    rows, classes = case.rows, case.classes
-    if case.form == "classes":
-        return [
-            (2 + 2 * rows, torch.float32),
-            (1 + 2 * rows, torch.float64),
-            (1 + 4 * rows, torch.float64),
-        ]
-    if case.correlation == "cosine":
-        return [(6 + 3 * classes, torch.float64)]
-    return [(6 + 2 * classes, torch.float64), (3 * classes, torch.float64)]
-
-
-def payload_bytes(case: Case) -> int:
-    return sum(count * dtype.itemsize for count, dtype in payloads(case))
-
-
-def kept_bytes(case: Case, world: int) -> int:
-    """Statistics for backward, for float32 logits."""
-    if case.form == "rows":
-        return 4 * (6 * case.rows + 5 * case.classes)
-    return 4 * (7 * case.rows + 4 * case.local_classes(world) + 3)
-
-
-def wire_bytes(world: int, payload: int) -> float:
-    """What each rank sends in all-reduces of `payload` bytes, by the ring."""
-    return 2 * (world - 1) / world * payload
 
 
 def _step(case: Case, world: int, group: Any, rank: int) -> Callable[[], None]:
@@ -158,7 +129,12 @@ def _rank(rank: int, world: int, store: str, turns: int, connection: Any) -> Non
     for case in CASES:
         together = _step(case, world, dist.group.WORLD, rank)
         handed, kept = _measured_bytes(together)
-        buffers = [torch.zeros(count, dtype=dtype) for count, dtype in payloads(case)]
+        sizes = payloads(*case)
+        payload = payload_bytes(*case)
+        buffers = [
+            torch.zeros(count, dtype=torch.float64 if size == 8 else torch.float32)
+            for count, size in sizes
+        ]
         calls = 20 if case.classes <= 1000 else 1
         local = _time(_step(case, world, alone, rank), turns, calls)
         reduce = _time(lambda buffers=buffers: [dist.all_reduce(b) for b in buffers], turns, calls)
@@ -167,16 +143,16 @@ def _rank(rank: int, world: int, store: str, turns: int, connection: Any) -> Non
         measured = _time(together, turns, calls)
         dist.barrier()
         sent = (_loopback() - before) / ((turns + 1) * calls * world)
-        by_formula = len(buffers) * latency + wire_bytes(world, payload_bytes(case)) / link
+        by_formula = len(buffers) * latency + wire_bytes(world, payload) / link
         if rank == 0:
             print(f"{world} ranks: {case}", flush=True)
         rows.append(
             {
                 **case._asdict(), "world": world, "dtype": "float32",
                 "all_reduces": len(buffers), "payload_bytes": handed,
-                "payload_formula": payload_bytes(case), "wire_bytes": round(sent),
-                "wire_formula": round(wire_bytes(world, payload_bytes(case))),
-                "kept_bytes": kept, "kept_formula": kept_bytes(case, world),
+                "payload_formula": payload, "wire_bytes": round(sent),
+                "wire_formula": round(wire_bytes(world, payload)),
+                "kept_bytes": kept, "kept_formula": kept_bytes(*case[:3], world),
                 "step_ms": f"{1e3 * measured:.3f}", "local_ms": f"{1e3 * local:.3f}",
                 "all_reduce_ms": f"{1e3 * reduce:.3f}",
                 "all_reduce_formula_ms": f"{1e3 * by_formula:.3f}",
