@@ -22,6 +22,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def eager(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tens
     return 1 - ((p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1) + 1e-8)).mean()
 
 
-CONTENDERS = {"fused": fused_linear_correlation_kd, "eager": eager}
+CONTENDERS: dict[str, Callable[..., Tensor]] = {
+    "fused": fused_linear_correlation_kd,
+    "eager": eager,
+}
 
 
 def _memory(field: str) -> int:

@@ -72,6 +72,7 @@ class Truth(NamedTuple):
     loss: float
     grads: tuple[Array, Array, Array]  # [N, H], [V, H], [V]
     roundings: tuple[Array, Array, Array]  # what rounding in float32 costs each
+    logit_grad: Array  # [N, V], before scale and cap
 
 
 def _double(x: Tensor) -> Array:
@@ -103,7 +104,7 @@ def truth_of(
     y = logits(th, tw, tb, scales[1], caps[1]) if teacher_logits is None else teacher_logits
     value = value_term(
         z, y, temperature, correlation=correlation, inter_weight=weight, intra_weight=0.0,
-        temperature_scaling=temperature_scaling, eps=eps, precision=np.longdouble,
+        temperature_scaling=temperature_scaling, eps=eps,
         mask=None if mask is None else mask.reshape(-1).numpy(),
     )  # fmt: skip
     dz = value.grad.astype(np.float64) * scales[0]
@@ -113,7 +114,7 @@ def truth_of(
     error = value.grad_rounding.astype(np.float64) * scales[0] + UNIT * abs(dz)
     square = error**2
     roundings = (square @ w**2, square.T @ h**2, square.sum(0))
-    return Truth(float(value.loss), grads, tuple(np.sqrt(x) for x in roundings))
+    return Truth(float(value.loss), grads, tuple(np.sqrt(x) for x in roundings), dz)
 
 
 def distances(found: tuple[Tensor, ...], truth: Truth) -> list[float]:

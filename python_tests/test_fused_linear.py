@@ -126,6 +126,46 @@ def test_blocks_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_true(heads, got, truth_of(heads))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_narrow_products(
+    autocast: bool, mapped: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU multiplies 16-bit operands as they are, so the gradient of the logits is rounded, after
+    the softmax. Here with products that do the same."""
+
+    def product(a: Tensor, b: Tensor, out: torch.dtype) -> Tensor:
+        assert a.dtype == b.dtype == dtype
+        return a.to(out) @ b.to(out)
+
+    monkeypatch.setattr(linear_head, "_multiplies_halves", lambda device: True)
+    monkeypatch.setattr(linear_head, "_product", product)
+    monkeypatch.setattr(linear_head, "BLOCK_BYTES", 4 * 12 * 9)
+    heads = make_heads(400, dtype=dtype)
+    tiny = 2.0**-14  # brings the gradients of the logits below what float16 can hold
+    options: dict[str, Any] = {"logit_scale": 0.7, "weight": tiny}
+    if mapped:
+        options["vocab_map"] = torch.arange(61)
+    inputs = heads
+    if autocast:
+        inputs = Heads(*(x.detach().float() for x in heads))
+        for x in inputs.student:
+            x.requires_grad_()
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        loss = fused_linear_correlation_kd(**inputs.keywords(), chunk_rows=90, **options)
+    grads = torch.autograd.grad(loss, inputs.student, torch.tensor(1 / tiny))
+    truth = truth_of(heads, scales=(0.7, 0.7), weight=tiny)
+    assert loss.item() == pytest.approx(truth.loss, rel=1e-5)
+    h, w = (x.detach().double().numpy() for x in heads.student[:2])
+    square, unit = truth.logit_grad**2, torch.finfo(dtype).eps / 2
+    sizes = (square @ w**2, square.T @ h**2, np.zeros(61))
+    found = tuple(x.double() * tiny for x in grads)
+    for far, size, exact in zip(distances(found, truth), sizes, truth.grads, strict=True):
+        stored = unit * np.linalg.norm(exact)
+        assert far <= unit * np.sqrt(size.sum()) + stored + 1e-5 * np.linalg.norm(exact)
+
+
 def test_row_term_of_correlation_kd() -> None:
     heads = make_heads(dtype=torch.float64)
     h, w, b, th, tw, tb = heads
@@ -377,11 +417,20 @@ def test_mixed_dtypes(owner: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "rows"), [(1, 4096), (32768, 256), (32000, 256), (128256, 64), (10**7, 16)]
+    ("classes", "rows"), [(1, 1024), (16384, 512), (32768, 256), (128256, 64), (10**7, 16)]
 )
 def test_chunk_rule(classes: int, rows: int) -> None:
-    """The largest power of two whose 12 V bytes per row fit into 128 MiB, from 16 to 4096."""
+    """The largest power of two whose 12 V bytes per row fit into 128 MiB, from 16 to 1024."""
     device = torch.device("cpu")
     assert chunks.rows_per_chunk(classes, torch.float32, device) == rows
-    half = max(16, min(4096, rows // 2 if classes > 1 else rows))
+    half = rows if rows in (16, 1024) else rows // 2
     assert chunks.rows_per_chunk(classes, torch.float64, device) == half
+
+
+def test_chunk_rule_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of what is free to the device or unused in torch's cache; no GPU is needed."""
+    free = 8 * 100 * 12 * 1000  # 100 rows of 1000 classes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free // 2, 2 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: free)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: free // 2)
+    assert chunks.rows_per_chunk(1000, torch.float32, torch.device("cuda")) == 64

@@ -8,7 +8,7 @@ import torch
 _BUFFERS = 3
 _CPU_BYTES = 128 * 2**20
 _LEAST_ROWS = 16
-_MOST_ROWS = 4096
+_MOST_ROWS = 1024
 # Of the memory that is free on a GPU, what a chunk may take.
 _GPU_SHARE = 1 / 8
 
@@ -22,7 +22,7 @@ def _budget(device: torch.device) -> int:
 
 
 def rows_per_chunk(classes: int, dtype: torch.dtype, device: torch.device) -> int:
-    """The largest power of two, from 16 to 4096, whose logits fit the budget of the device.
+    """The largest power of two, from 16 to 1024, whose logits fit the budget of the device.
 
     A row takes 3 V numbers: logits of student and teacher, and their gradient. The budget is
     128 MiB on the CPU, so that the same call has the same chunks, and with them the same bits, on

@@ -28,6 +28,11 @@ def _multiplies_halves(device: torch.device) -> bool:
     return device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
 
 
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b of 16-bit operands, accumulated and given in `dtype`."""
+    return torch.mm(a, b, out_dtype=dtype)
+
+
 class LinearHead:
     """Weight, bias and what comes after them, ready for the products of many chunks.
 
@@ -94,25 +99,32 @@ class LinearHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], an operand -> [R, V]."""
-        logits = hidden.new_empty(hidden.shape[0], self.classes, dtype=self.dtype)  # [R, V]
-        for block, weight in self._blocks():
-            part = logits[:, block]
-            if self._narrow:
-                part.copy_(torch.mm(hidden, weight.t(), out_dtype=self.dtype))
-                if self._bias is not None:
-                    part.add_(self._bias[block])
-                if self._scale != 1:
-                    part.mul_(self._scale)
-            elif self._bias is None:
-                torch.addmm(part, hidden, weight.t(), beta=0, alpha=self._scale, out=part)
-            else:
-                factors: Any = {"beta": self._scale, "alpha": self._scale}
-                torch.addmm(self._bias[block], hidden, weight.t(), **factors, out=part)
+        if self._narrow and self._columns is None:
+            logits = _product(hidden, self._weight.t(), self.dtype)  # [R, V]
+        else:
+            logits = hidden.new_empty(hidden.shape[0], self.classes, dtype=self.dtype)  # [R, V]
+            for block, weight in self._blocks():
+                self._multiply(hidden, weight.t(), block, logits[:, block])
+        if self._narrow:
+            if self._bias is not None:
+                logits.add_(self._bias)
+            if self._scale != 1:
+                logits.mul_(self._scale)
         if self._softcap:
             logits.div_(self._softcap).tanh_().mul_(self._softcap)
         if self._absent is not None:
             logits.masked_fill_(self._absent, -torch.inf)
         return logits
+
+    def _multiply(self, hidden: Tensor, weight: Tensor, block: slice, logits: Tensor) -> None:
+        """hidden [R, H] weight [H, V_b] -> logits [R, V_b]; with bias and scale unless narrow."""
+        if self._narrow:
+            logits.copy_(_product(hidden, weight, self.dtype))
+        elif self._bias is None:
+            torch.addmm(logits, hidden, weight, beta=0, alpha=self._scale, out=logits)
+        else:
+            factors: Any = {"beta": self._scale, "alpha": self._scale}
+            torch.addmm(self._bias[block], hidden, weight, **factors, out=logits)
 
     def uncap_(self, grad: Tensor, logits: Tensor) -> None:
         """Take the gradient of the logits [R, V] back through the soft-cap. Both are overwritten.
@@ -157,12 +169,12 @@ class LinearHead:
             grad, factor = grad / shift, factor * shift
         rounded = grad.to(self._operand)  # [R, V]
         if grad_hidden is not None:
-            grad_hidden.copy_(torch.mm(rounded, self._weight, out_dtype=self.dtype))
+            grad_hidden.copy_(_product(rounded, self._weight, self.dtype))
             grad_hidden.mul_(factor)
         if grad_weight is None:
             return
         size = max(1, BLOCK_BYTES // (max(1, hidden.shape[1]) * self.dtype.itemsize))
         for first in range(0, self.classes, size):
             block = slice(first, first + size)
-            product = torch.mm(rounded[:, block].t(), hidden, out_dtype=self.dtype)
+            product = _product(rounded[:, block].t(), hidden, self.dtype)
             grad_weight[block].add_(product.mul_(factor))
