@@ -28,7 +28,7 @@ from group_work import (
 )
 from ranks import RankFailure, Ranks, run_once
 
-from r2kd_ext import distributed
+from r2kd_ext import distributed, moments
 from r2kd_ext._arguments import CorrelationOptions
 
 SETTINGS = [
@@ -204,7 +204,7 @@ def test_moments_by_the_forward_kernels_are_those_of_the_moments_kernel(centered
     batch = make_batch((60_000, 0), CLASSES, masked=True, weighted=True)
     assert batch.mask is not None
     batch.mask[::3] = False
-    assert batch.student.numel() > 2 * distributed._CHUNK_ELEMENTS
+    assert batch.student.numel() > 2 * moments._CHUNK_ELEMENTS
     options = CorrelationOptions(2.0, centered, 1.0, 1.0, 1e-8)
     a, b = (
         function(*batch[:3], options, batch.sample_weight, "native")

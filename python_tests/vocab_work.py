@@ -93,17 +93,17 @@ def kept_bytes(group: Any, rows: int, classes: int) -> int:
 
 def in_chunks(group: Any) -> bool:
     """Whether chunks of three rows give what one chunk does."""
-    from r2kd_ext import vocab_parallel
+    from r2kd_ext import moments
 
     split = (8,) * group.size()
     made, options = {"masked": True}, {"correlation": "pearson"}
     whole = local_result(group, split, made, options)
-    size = vocab_parallel._CHUNK_ELEMENTS
-    vocab_parallel._CHUNK_ELEMENTS = 3 * 8
+    size = moments._CHUNK_ELEMENTS
+    moments._CHUNK_ELEMENTS = 3 * 8
     try:
         parts = local_result(group, split, made, options)
     finally:
-        vocab_parallel._CHUNK_ELEMENTS = size
+        moments._CHUNK_ELEMENTS = size
     return all(
         torch.allclose(a, b, rtol=1e-12, atol=1e-15) for a, b in zip(whole, parts, strict=True)
     )

@@ -14,6 +14,7 @@ Backward communicates nothing. docs/scaling.md counts bytes, memory and time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from ._arguments import CorrelationOptions, RankOptions, flatten_rows
 from ._dtypes import accumulator
 from .backends import is_interpreted, native, triton
 from .collectives import disagreement, refuse_second_derivative, signature, sums_agree
+from .moments import SoftmaxChunk, column_moments, only_kept, row_chunks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 # Numbers at the head of the exchange: the signature and its square, kept rows, their weight, the
 # weighted sums of r and of rho.
 HEAD = 6
-_CHUNK_ELEMENTS = 2**20
 
 
 class PartialMoments(NamedTuple):
@@ -45,49 +46,20 @@ class PartialMoments(NamedTuple):
     stats: Tensor  # as `ops.correlation` leaves them; coefficients of the rows for weights of 1
 
 
-def column_moments(
+def _softmaxes(
     student: Tensor,  # [B, C]
     teacher: Tensor,  # [B, C]
     mask: Tensor | None,  # [B] bool
     temperature: float,
-    centered: bool,
-) -> Tensor:
-    """The moments of the columns of p and q over the kept rows, in float64; see PartialMoments.
-
-    Row chunks bound the memory. Chunks are merged in order by the rule of Chan, Golub and LeVeque.
-    """
-    rows, classes = student.shape
+) -> Iterator[SoftmaxChunk]:
     dtype = accumulator(student.dtype, teacher.dtype)
-    moments = student.new_zeros((5 if centered else 3, classes), dtype=torch.float64)
-    count = moments.new_zeros(())
-    step = max(1, _CHUNK_ELEMENTS // classes)
-    for begin in range(0, rows, step):
-        keep = None if mask is None else mask[begin : begin + step].unsqueeze(1)  # [b, 1]
-
-        def kept(x: Tensor, keep: Tensor | None = keep) -> Tensor:
-            return x if keep is None else x.where(keep, 0.0)
-
-        z, y = (kept(x[begin : begin + step].to(dtype)) for x in (student, teacher))
-        p = kept(torch.softmax(z / temperature, dim=1)).double()  # [b, C]
-        q = kept(torch.softmax(y / temperature, dim=1)).double()  # [b, C]
-        if centered:
-            added = count.new_tensor(len(z)) if keep is None else keep.sum().double()  # []
-            at_least_one = added.clamp(min=1)
-            mean_p, mean_q = p.sum(0) / at_least_one, q.sum(0) / at_least_one  # [C]
-            p, q = kept(p - mean_p), kept(q - mean_q)
-            share = added / (count + added).clamp(min=1)
-            dp, dq = mean_p - moments[3], mean_q - moments[4]
-            moments[3] += dp * share
-            moments[4] += dq * share
-            factor = share * count
-            moments[0] += dp * dp * factor
-            moments[1] += dq * dq * factor
-            moments[2] += dp * dq * factor
-            count = count + added
-        moments[0] += (p * p).sum(0)
-        moments[1] += (q * q).sum(0)
-        moments[2] += (p * q).sum(0)
-    return moments
+    for chunk in row_chunks(*student.shape):
+        keep = None if mask is None else mask[chunk].unsqueeze(1)  # [b, 1]
+        p, q = (
+            only_kept(torch.softmax(only_kept(x[chunk].to(dtype), keep) / temperature, dim=1), keep)
+            for x in (student, teacher)
+        )
+        yield p, q, keep
 
 
 def partial_moments(
@@ -142,7 +114,8 @@ def moments_by_forward(
     r = ((1 - loss.double()) * weight).where(counts, 0.0) * wants_rows
     columns = None
     if options.intra_weight != 0:
-        columns = column_moments(student, teacher, mask, options.temperature, options.centered)
+        softmaxes = _softmaxes(student, teacher, mask, options.temperature)
+        columns = column_moments(softmaxes, rows.new_zeros(student.shape[1]), options.centered)
     return PartialMoments(rows, weight, r, columns, stats)
 
 

@@ -24,12 +24,11 @@ from . import _arguments as arguments
 from ._arguments import CorrelationOptions, flatten_rows
 from ._dtypes import accumulator
 from .collectives import SIGNATURE_BITS, disagreement, refuse_second_derivative, signature
+from .moments import column_moments, only_kept, row_chunks
 from .reference import row_weights
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_CHUNK_ELEMENTS = 2**20
 
 
 class _Rows(NamedTuple):
@@ -51,16 +50,17 @@ class _Softmax:
         self.student, self.teacher, self.mask = student, teacher, mask
         self.temperature = temperature
         self.dtype = accumulator(student.dtype, teacher.dtype)
-        rows, classes = student.shape
-        step = max(1, _CHUNK_ELEMENTS // max(1, classes))
-        self.chunks = [slice(begin, begin + step) for begin in range(0, rows, step)]
+        self.chunks = row_chunks(*student.shape)
 
     def logits(self, chunk: slice) -> tuple[Tensor, Tensor]:
         z, y = (x[chunk].to(self.dtype) for x in (self.student, self.teacher))
         return self.kept(z, chunk), self.kept(y, chunk)
 
+    def keep(self, chunk: slice) -> Tensor | None:
+        return None if self.mask is None else self.mask[chunk].unsqueeze(1)  # [b, 1]
+
     def kept(self, x: Tensor, chunk: slice) -> Tensor:
-        return x if self.mask is None else x.where(self.mask[chunk].unsqueeze(1), 0.0)
+        return only_kept(x, self.keep(chunk))
 
     def exponentials(self, origin: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         for chunk in self.chunks:
@@ -110,25 +110,6 @@ def _largest(
     return largest, agree
 
 
-def _columns(
-    softmax: _Softmax, origin: Tensor, inv_sum: Tensor, count: Tensor, centered: bool
-) -> tuple[Tensor, Tensor]:
-    """The moments [3, C_local] of the columns and their means [2, C_local], float64."""
-    classes = softmax.student.shape[1]
-    moments = origin.new_zeros((3, classes), dtype=torch.float64)
-    means = origin.new_zeros((2, classes), dtype=torch.float64)
-    if centered:
-        for _, p, q in softmax(origin, inv_sum):
-            means += torch.stack([p.double().sum(0), q.double().sum(0)])
-        means /= count.clamp(min=1)
-    for chunk, p, q in softmax(origin, inv_sum):
-        p, q = p.double(), q.double()
-        if centered:
-            p, q = softmax.kept(p - means[0], chunk), softmax.kept(q - means[1], chunk)
-        moments += torch.stack([(p * p).sum(0), (q * q).sum(0), (p * q).sum(0)])
-    return moments, means
-
-
 class _VocabParallelFunction(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -161,10 +142,13 @@ class _VocabParallelFunction(torch.autograd.Function):
         coefs = origin.new_zeros((4, classes), dtype=torch.float64)
         last = origin.new_zeros(1 + 4 * count, dtype=torch.float64)
         if options.intra_weight != 0:
-            moments, means = _columns(softmax, origin, inv_sum, kept_rows, options.centered)
-            r, alpha, beta = _slopes(moments, options.eps)
+            parts = ((p, q, softmax.keep(chunk)) for chunk, p, q in softmax(origin, inv_sum))
+            moments = column_moments(parts, coefs[0], options.centered)
+            r, alpha, beta = _slopes(moments[:3], options.eps)
             factor = -options.intra_weight / all_classes
-            coefs = torch.cat([torch.stack([factor * alpha, factor * beta]), means])
+            coefs[0], coefs[1] = factor * alpha, factor * beta
+            if options.centered:
+                coefs[2:] = moments[3:]
             last[0] = r.sum()
         a, b, mean_p, mean_q = coefs.to(softmax.dtype).unbind()
         per_row = last[1:].view(4, count)  # pp, qq, pq, and sum of p g of the columns
