@@ -13,7 +13,14 @@ from fused_linear_cases import Heads, Truth, distances, make_heads, truth_of
 from torch import Tensor
 from triton_sessions import Selection, assert_passed, sessions_of
 
-from r2kd_ext import chunks, correlation_kd, fused_linear_correlation_kd, linear_head, reference
+from r2kd_ext import (
+    autograd_fused_linear,
+    chunks,
+    correlation_kd,
+    fused_linear_correlation_kd,
+    linear_head,
+    reference,
+)
 
 INF, NAN = torch.inf, torch.nan
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -220,8 +227,9 @@ def test_second_backward_gives_the_same(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_incoming_gradient_comes_before_rounding() -> None:
+def test_incoming_gradient_comes_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss scale lifts gradients that float16 cannot hold."""
+    monkeypatch.setattr(autograd_fused_linear, "_BLOCK", 999)
     heads = make_heads(200, 1000, 64, 96, dtype=torch.float16, spread=1e-2)
     loss = fused_linear_correlation_kd(**heads.keywords())
     grads = torch.autograd.grad(loss, heads.student, torch.tensor(2.0**16))
@@ -300,8 +308,9 @@ def test_no_row_is_kept(known: bool, backend: str, monkeypatch: pytest.MonkeyPat
 
 
 @every_backend
-def test_no_rows(backend: str) -> None:
-    heads = make_heads(0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_rows(dtype: torch.dtype, backend: str) -> None:
+    heads = make_heads(0, dtype=dtype)
     loss, grads = gradients(heads, backend=backend)
     assert loss.item() == 0
     assert grads[0].shape == (0, 12)
