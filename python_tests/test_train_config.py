@@ -115,7 +115,7 @@ def test_round_trip(path: Path) -> None:
         ("method: {dense_weight: 1.5}", "method.dense_weight must be in [0, 1], got 1.5"),
         (
             "augment: {view: none}",
-            "augment.view must be one of mixup, cutmix, cutout, autoaugment, cutmix_pick where",
+            "augment.view must name a view (mixup, cutmix, cutout, autoaugment, cutmix_pick)",
         ),
         (
             "augment: {view: cutmix_pick, cutmix_pick_keep: 64}",

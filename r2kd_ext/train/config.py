@@ -326,8 +326,8 @@ class Config:
             return
         if self.augment.view == "none":
             raise ValueError(
-                "augment.view must be one of mixup, cutmix, cutout, autoaugment, cutmix_pick where "
-                "method.augmented_view is true, got 'none'"
+                "augment.view must name a view (mixup, cutmix, cutout, autoaugment, cutmix_pick) "
+                "where r2kd has method.augmented_view, got 'none'"
             )
         keep, batch = self.augment.cutmix_pick_keep, self.optimizer.batch_size
         if self.augment.view == "cutmix_pick" and keep >= batch:
