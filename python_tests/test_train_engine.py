@@ -8,8 +8,9 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ pytest.importorskip("accelerate", reason="of the extra train")
 import safetensors
 import safetensors.torch
 import torch
+import train_networks
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
 
 from r2kd_ext.cli import main
 from r2kd_ext.train import checkpoint, engine, files, trackers
@@ -27,6 +31,7 @@ from r2kd_ext.train.data import load
 from r2kd_ext.train.engine import Engine
 from r2kd_ext.train.networks import load_network
 from r2kd_ext.train.schedule import rate_factor
+from r2kd_ext.train.state import RunState, network_state
 
 pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
 
@@ -320,3 +325,63 @@ def test_rates_are_those_of_torch() -> None:
         optimizer.step()
         warmup.step()
         steps.step()
+
+
+def test_a_finished_run_is_evaluated_and_exported(tmp_path: Path, config: str) -> None:
+    folder = tmp_path / "a"
+    assert train(config, "--run.output", folder, "--optimizer.epochs=1") == 0
+    assert main(["eval", str(folder), "--no-corruptions"]) == 0
+    results = json.loads((folder / "eval" / "results.json").read_text())
+    top1 = losses_of(folder)[-1]["top1"]
+    assert any(value == pytest.approx(top1, abs=1e-6) for value in numbers_in(results))
+    assert main(["export", str(folder)]) == 0
+    assert (folder / "export" / "student.onnx").exists()
+
+
+def numbers_in(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers_in(item)]
+    return [value] if isinstance(value, float) else []
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group(
+        "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_the_state_of_sharded_weights_is_captured_whole(tmp_path: Path) -> None:
+    """FSDP2 keeps parameters and momenta as DTensors; one process is enough to see them."""
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def made(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer, RunState]:
+        torch.manual_seed(seed)
+        network = train_networks.small(10).eval()  # without dropout
+        fully_shard(network)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        alone: Any = SimpleNamespace(num_processes=1, process_index=0, scaler=None)
+        return network, optimizer, RunState(alone, network, optimizer, schedule, None)
+
+    def steps(network: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            network(images).logsumexp(1).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    network, optimizer, state = made(1)
+    steps(network, optimizer, 2)
+    captured = state.capture()
+    assert {type(tensor) for tensor in captured.tensors.values()} == {torch.Tensor}
+    checkpoint.save(tmp_path / "a", captured)
+    steps(network, optimizer, 2)
+    again, its_optimizer, its_state = made(2)
+    its_state.restore(checkpoint.load(tmp_path / "a"))
+    steps(again, its_optimizer, 2)
+    one, two = network_state(network), network_state(again)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

@@ -324,3 +324,18 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if not (self.method.name == "r2kd" and self.method.augmented_view):
+            return
+        if self.augment.view == "none":
+            raise ValueError(
+                "augment.view must name a view (mixup, cutmix, cutout, autoaugment, cutmix_pick) "
+                "where r2kd has method.augmented_view, got 'none'"
+            )
+        keep, batch = self.augment.cutmix_pick_keep, self.optimizer.batch_size
+        if self.augment.view == "cutmix_pick" and keep >= batch:
+            raise ValueError(
+                f"augment.cutmix_pick_keep must be below optimizer.batch_size {batch}, or nothing "
+                f"is picked, got {keep}"
+            )

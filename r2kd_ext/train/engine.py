@@ -161,10 +161,6 @@ class Engine:
             teacher_dtype=torch.bfloat16 if config.run.teacher_dtype == "bf16" else None,
             teacher_chunk=config.run.teacher_chunk or usual_chunk,
         ).to(self._device)
-        if self._method.takes_view and config.augment.view == "none":
-            raise ConfigProblem(
-                "augment.view must name a view where r2kd has method.augmented_view, got 'none'"
-            )
         seed_globally(derive(config.run.seed, "global", self._rank))
         return student
 
