@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,16 @@ import torch
 from cases import every_backend, generator
 from fused_linear_cases import Heads, Truth, distances, make_heads, truth_of
 from torch import Tensor
+from triton_sessions import Selection, assert_passed, sessions_of
 
-from r2kd_ext import chunks, correlation_kd, fused_linear_correlation_kd, linear_head, reference
+from r2kd_ext import (
+    autograd_fused_linear,
+    chunks,
+    correlation_kd,
+    fused_linear_correlation_kd,
+    linear_head,
+    reference,
+)
 
 INF, NAN = torch.inf, torch.nan
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -218,8 +227,9 @@ def test_second_backward_gives_the_same(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_incoming_gradient_comes_before_rounding() -> None:
+def test_incoming_gradient_comes_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss scale lifts gradients that float16 cannot hold."""
+    monkeypatch.setattr(autograd_fused_linear, "_BLOCK", 999)
     heads = make_heads(200, 1000, 64, 96, dtype=torch.float16, spread=1e-2)
     loss = fused_linear_correlation_kd(**heads.keywords())
     grads = torch.autograd.grad(loss, heads.student, torch.tensor(2.0**16))
@@ -298,8 +308,9 @@ def test_no_row_is_kept(known: bool, backend: str, monkeypatch: pytest.MonkeyPat
 
 
 @every_backend
-def test_no_rows(backend: str) -> None:
-    heads = make_heads(0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_rows(dtype: torch.dtype, backend: str) -> None:
+    heads = make_heads(0, dtype=dtype)
     loss, grads = gradients(heads, backend=backend)
     assert loss.item() == 0
     assert grads[0].shape == (0, 12)
@@ -400,14 +411,15 @@ def test_no_gradient_is_asked_for() -> None:
     )
 
 
+@every_backend
 @pytest.mark.parametrize("owner", ["student", "teacher"])
-def test_mixed_dtypes(owner: str) -> None:
+def test_mixed_dtypes(owner: str, backend: str) -> None:
     """float64 anywhere makes the loss float64; each head is multiplied in its own type."""
     heads = make_heads()
     wide = heads._replace(
         **{f"{owner}_weight": getattr(heads, f"{owner}_weight").detach().double().requires_grad_()}
     )
-    loss, grads = gradients(wide)
+    loss, grads = gradients(wide, backend=backend)
     assert loss.dtype == torch.float64
     assert [x.dtype for x in grads] == [x.dtype for x in wide.student]
     truth = truth_of(heads)
@@ -434,3 +446,19 @@ def test_chunk_rule_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: free)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: free // 2)
     assert chunks.rows_per_chunk(1000, torch.float32, torch.device("cuda")) == 64
+
+
+@pytest.mark.skipif(
+    bool(os.environ.get("TRITON_INTERPRET")), reason="this is the interpreter's session already"
+)
+def test_triton_in_its_interpreter() -> None:
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    selection: Selection = {
+        "test_fused_linear.py": (
+            "test_no_row or test_one_class or (test_chunks and (5 or 22)) or test_mixed_dtypes",
+            9,
+        )
+    }
+    with sessions_of(selection) as sessions:
+        for file, session in sessions.items():
+            assert_passed(session.result(), selection[file][1])

@@ -149,3 +149,14 @@ def test_a_weight_that_is_sharded() -> None:
             fused_linear_correlation_kd(**heads._replace(student_weight=sharded).keywords())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_shapes_without_data() -> None:
+    """Tensors on the device "meta" give the shapes and dtypes of result and gradients."""
+    heads = make_heads(dtype=torch.bfloat16)
+    meta = [x.detach().to("meta").requires_grad_() for x in heads]
+    h, w, b, th, tw, tb = meta
+    loss = fused_linear_correlation_kd(h, w, th, tw, student_bias=b, teacher_bias=tb)
+    assert loss.dtype == torch.float32
+    for grad, x in zip(torch.autograd.grad(loss, meta[:3]), heads.student, strict=True):
+        assert (grad.shape, grad.dtype) == (x.shape, x.dtype)

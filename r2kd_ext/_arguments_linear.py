@@ -297,6 +297,7 @@ def check_places(name: str, places: Tensor, first: int, classes: int) -> None:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast rounds the operands of a linear layer to, or None outside of it."""
-    if not torch.is_autocast_enabled(device.type):
+    available = torch.amp.is_autocast_available(device.type)
+    if not available or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)

@@ -47,4 +47,4 @@ def row_term(
     # the rounding of grad, and the same rounding has to be in both.
     along = torch.linalg.vecdot(p, grad, dim=1).unsqueeze(1)  # [B, 1]
     row = kept * (-weight / temperature) * share / count.clamp(min=1)  # [B, 1]
-    return loss, grad.sub_(along).mul_(p).mul_(row)
+    return loss, grad.sub_(along).mul_(p).mul_(row).to(student.dtype)
