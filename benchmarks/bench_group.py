@@ -137,7 +137,12 @@ def _rank(rank: int, world: int, store: str, turns: int, connection: Any) -> Non
         ]
         calls = 20 if case.classes <= 1000 else 1
         local = _time(_step(case, world, alone, rank), turns, calls)
-        reduce = _time(lambda buffers=buffers: [dist.all_reduce(b) for b in buffers], turns, calls)
+
+        def exchange(buffers: list[Tensor] = buffers) -> None:
+            for buffer in buffers:
+                dist.all_reduce(buffer)
+
+        reduce = _time(exchange, turns, calls)
         dist.barrier()
         before = _loopback()
         measured = _time(together, turns, calls)
