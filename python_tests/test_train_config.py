@@ -113,6 +113,14 @@ def test_round_trip(path: Path) -> None:
         ("augment: {cutout_size: 0}", "augment.cutout_size must be >= 1, or -1, got 0"),
         ("method: {temperature: 0}", "method.temperature must be > 0, got 0"),
         ("method: {dense_weight: 1.5}", "method.dense_weight must be in [0, 1], got 1.5"),
+        (
+            "augment: {view: none}",
+            "augment.view must be one of mixup, cutmix, cutout, autoaugment, cutmix_pick where",
+        ),
+        (
+            "augment: {view: cutmix_pick, cutmix_pick_keep: 64}",
+            "augment.cutmix_pick_keep must be below optimizer.batch_size 64",
+        ),
         ("teacher: {pretrained: true}", 'pretrained is for models named "timm:NAME"'),
     ],
 )

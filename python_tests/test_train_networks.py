@@ -82,6 +82,21 @@ def test_own_network() -> None:
     assert network(torch.ones(2, 3, 2, 2)).shape == (2, 7)
 
 
+def test_own_network_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "models_of_mine.py").write_text(OWN)
+    with pytest.raises(ValueError, match="cannot import models_of_mine"):
+        create(ModelConfig("models_of_mine:student"), 7)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
+    before = list(sys.path)
+    network = create(ModelConfig("models_of_mine:student"), 7)
+    assert network(torch.ones(2, 3, 2, 2)).shape == (2, 7)
+    assert sys.path == before
+    del sys.modules["models_of_mine"]
+
+
 def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

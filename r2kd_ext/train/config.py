@@ -320,3 +320,18 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if not (self.method.name == "r2kd" and self.method.augmented_view):
+            return
+        if self.augment.view == "none":
+            raise ValueError(
+                "augment.view must be one of mixup, cutmix, cutout, autoaugment, cutmix_pick where "
+                "method.augmented_view is true, got 'none'"
+            )
+        keep, batch = self.augment.cutmix_pick_keep, self.optimizer.batch_size
+        if self.augment.view == "cutmix_pick" and keep >= batch:
+            raise ValueError(
+                f"augment.cutmix_pick_keep must be below optimizer.batch_size {batch}, or nothing "
+                f"is picked, got {keep}"
+            )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,21 @@ def _from_timm(name: str, num_classes: int, pretrained: bool) -> Any:
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
 
 
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """As it is for `python -m`, but not for an installed command such as r2kd."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+@_current_folder_importable()
 def _imported(name: str, num_classes: int) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
