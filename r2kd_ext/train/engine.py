@@ -157,10 +157,6 @@ class Engine:
             group=torch.distributed.group.WORLD if self._world > 1 else None,
             teacher_dtype=torch.bfloat16 if config.run.teacher_dtype == "bf16" else None,
         ).to(self._device)
-        if self._method.takes_view and config.augment.view == "none":
-            raise ConfigProblem(
-                "augment.view must name a view where r2kd has method.augmented_view, got 'none'"
-            )
         seed_globally(derive(config.run.seed, "global", self._rank))
         return student
 
