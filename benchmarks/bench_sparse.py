@@ -3,8 +3,8 @@
     python benchmarks/bench_sparse.py [--turns 15] [--output FILE.csv]
 
 Linear 256 x 2048 -> 2048, Conv2d 3 x 3 of 128 channels on 64 x 16 x 16 and of 256 channels on
-64 x 8 x 8, float32 and bfloat16, a random share of the weights at zero. The contenders of a dtype
-are timed in turn: the dense layer, `SparseLinear` or `SparseConv2d` at every
+64 x 8 x 8 in float32, the linear layer in bfloat16 too, a random share of the weights at zero. The
+contenders of a layer are timed in turn: the dense layer, `SparseLinear` or `SparseConv2d` at every
 sparsity, and for the linear layer `torch.nn.functional.linear` with a torch.sparse CSR weight, from
 half on. Then whole models: `sparsify` of a pruned ResNet and a multilayer perceptron, against the
 pruned model. The break-even curves go to docs/sparse.png.
@@ -16,6 +16,7 @@ import csv
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
             continue
         for dtype, line in (("float32", "-"), ("bfloat16", ":")):
             mine = [r for r in rows if r["op"] == op and r["dtype"] == dtype]
+            if not mine:
+                continue
             axes.plot(
                 [float(str(r["sparsity"])) for r in mine],
                 [float(str(r["times_dense"])) for r in mine],
@@ -189,17 +192,17 @@ def show(rows: list[dict[str, object]]) -> None:
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-    rows: list[dict[str, object]] = []
-    for name in layers():
-        for dtype in (torch.float32, torch.bfloat16):
-            print(f"{name}, {dtype} ...", file=sys.stderr, flush=True)
-            rows += layer_rows(name, dtype, options.turns)
-    for name in networks():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += model_rows(name, options.turns)
+    measurements: dict[str, Callable[[], list[dict[str, object]]]] = {
+        **{name: partial(layer_rows, name, torch.float32, options.turns) for name in layers()},
+        "bfloat16": partial(layer_rows, next(iter(layers())), torch.bfloat16, options.turns),
+        **{name: partial(model_rows, name, options.turns) for name in networks()},
+    }
     facts = machine()
-    rows = [r | facts for r in rows]
-    write_rows(options.output, rows)
+    rows: list[dict[str, object]] = []
+    for name, measure in measurements.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows += [r | facts for r in measure()]
+        write_rows(options.output, rows)  # what is measured is kept if the rest is interrupted
     plot(rows, options.output.with_suffix(".png") if options.output != RESULTS else PLOT)
     show(rows)
     print(f"written to {options.output}")

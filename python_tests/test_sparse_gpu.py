@@ -1,48 +1,55 @@
-"""The sparse ops' Triton kernels on a CUDA device, against float64."""
+"""The sparse layers on a CUDA device, against float64."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from sparse_cases import DTYPES, check, csr, sparse
+from sparse_cases import check, sparse
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from r2kd_ext.backends import triton
+from r2kd_ext import SparseConv2d, SparseLinear, prune, sparsify
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         not torch.cuda.is_available(), reason="GPU tests skipped: torch sees no CUDA device"
     ),
-    pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None,
-        reason="backend 'triton' skipped: the package triton is not installed",
-    ),
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (257, 100, 300), (64, 1000, 513)], ids=str)
-def test_csr_linear_triton(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    batch, rows, cols = shape
-    torch.manual_seed(rows)
-    weight, x = sparse(rows, cols, density=0.1, dtype=dtype), torch.randn(batch, cols).to(dtype)
-    bias = torch.randn(rows).to(dtype)
-    moved = [t.cuda() for t in (x, *csr(weight), bias)]
-    check(triton.csr_linear(*moved).cpu(), F.linear, x, weight, bias)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_semi_structured(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = prune(nn.Linear(256, 192), method="2:4").to("cuda", dtype)
+    made = SparseLinear.from_dense(layer, "2:4")
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert made.kernel == "semi-structured"
+    x = torch.randn(70, 256, device="cuda", dtype=dtype)
+    weight, bias = layer.weight.cpu(), layer.bias.cpu()
+    check(made(x).cpu(), F.linear, x.cpu(), weight, bias)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_csr_conv2d_triton(layout: torch.memory_format, groups: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(groups)
-    weight = sparse(24, 16 // groups, 3, 3, density=0.2, dtype=dtype)
-    x = torch.randn(5, 16, 17, 19).to(dtype).to(memory_format=layout)
-    options = ([2, 1], [1, 2], [1, 2], groups)
-    moved = [t.cuda() for t in (x, *csr(weight.flatten(1)))]
-    y = triton.csr_conv2d(*moved, None, [3, 3], *options)
-    assert y.is_contiguous(memory_format=layout)
-    check(y.cpu(), lambda a, w, b: F.conv2d(a, w, b, *options), x, weight, None)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_csr(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    layer = nn.Conv2d(16, 24, 3, stride=2, padding=1, groups=2).to(dtype)
+    layer.weight.copy_(sparse(*layer.weight.shape, density=0.2, dtype=dtype))
+    made = SparseConv2d.from_dense(layer).cuda()
+    x = torch.randn(3, 16, 9, 11).to(dtype)
+
+    def dense(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.conv2d(a, w, b, stride=2, padding=1, groups=2)
+
+    if dtype is torch.float32:  # TF32 would round the inputs
+        torch.backends.cudnn.allow_tf32 = False
+    check(made(x.cuda()).cpu(), dense, x, layer.weight, layer.bias)
+
+
+def test_sparsify() -> None:
+    model = prune(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 64)), method="2:4")
+    x = torch.randn(64, 256, device="cuda", dtype=torch.bfloat16)
+    made = sparsify(model.to("cuda", torch.bfloat16), x)
+    assert "total" in str(made.report)

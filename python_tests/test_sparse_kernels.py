@@ -176,6 +176,7 @@ def test_reference() -> None:
     check(reference_sparse.csr_linear(flat, *matrix, None), F.linear, flat, weight.flatten(1), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["baseline", "avx2"])
 def test_other_instruction_sets(level: str) -> None:
     """The same cases in a process that uses a lower level than the processor's best."""
