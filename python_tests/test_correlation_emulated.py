@@ -109,7 +109,7 @@ def test_dtypes(shape: tuple[int, int], dtype: torch.dtype, library: ctypes.CDLL
 
 @pytest.mark.parametrize("terms", [{"intra_weight": 0.0}, {"inter_weight": 0.0}], ids=str)
 @pytest.mark.parametrize("classes", [24, 1100])
-def test_one_term(classes: int, terms: dict[str, float], library: ctypes.CDLL) -> None:
+def test_one_term(classes: int, terms: dict[str, Any], library: ctypes.CDLL) -> None:
     """Without the column term, whole chunks of 16 bytes are read at once."""
     student, teacher = make_logits(6, classes)
     assert_true(run(library, student, teacher, **terms), student, teacher, **terms)
@@ -126,7 +126,7 @@ def test_strides_and_mixed_dtypes(library: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("shape", [(33, 65), (6, 1100)], ids=str)
 def test_sample_weight(shape: tuple[int, int], library: ctypes.CDLL) -> None:
     student, teacher = make_logits(*shape, dtype=torch.float64)
-    options = {
+    options: dict[str, Any] = {
         "sample_weight": torch.linspace(0, 2, shape[0], dtype=torch.float64).square(),
         "mask": make_mask(shape[0]),
     }

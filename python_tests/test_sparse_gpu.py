@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +42,8 @@ def test_csr_conv2d_triton(layout: torch.memory_format, groups: int, dtype: torc
     torch.manual_seed(groups)
     weight = sparse(24, 16 // groups, 3, 3, density=0.2, dtype=dtype)
     x = torch.randn(5, 16, 17, 19).to(dtype).to(memory_format=layout)
-    options = ([2, 1], [1, 2], [1, 2], groups)
-    moved = [t.cuda() for t in (x, *csr(weight.flatten(1)))]
+    options: tuple[Any, ...] = ([2, 1], [1, 2], [1, 2], groups)
+    moved: tuple[Any, ...] = tuple(t.cuda() for t in (x, *csr(weight.flatten(1))))
     y = triton.csr_conv2d(*moved, None, [3, 3], *options)
     assert y.is_contiguous(memory_format=layout)
     check(y.cpu(), lambda a, w, b: F.conv2d(a, w, b, *options), x, weight, None)
