@@ -7,16 +7,13 @@ all threads reach every barrier. What the hardware does is left to test_rank_gpu
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from cases import DTYPES, each_dtype, generator, make_logits
 from compare import accumulator, assert_same_bits
+from emulation import GUARD, emulated_library
 from rank_formula import hard_ranks, soft_ranks
 from rank_formula import spearman as spearman_formula
 from torch import Tensor
@@ -24,10 +21,8 @@ from torch import Tensor
 from r2kd_ext.backends import native_rank
 from r2kd_ext.backends.native import _DTYPE_CODES
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("rank", "hard_spearman", "soft_spearman", "soft_rank")
 HARD, SOFT, SOFT_BACKWARD, SOFT_RANK, SOFT_RANK_BACKWARD = range(5)
-GUARD = 256  # bytes around the scratch memory that nobody may write to
 INF, NAN = torch.inf, torch.nan
 
 
@@ -48,22 +43,7 @@ class Plan(NamedTuple):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler: the CUDA kernels of the ranks are not emulated")
-    folder = tmp_path_factory.mktemp("emulated")
-    here = Path(__file__).parent
-    flags = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-             "-Wno-unknown-pragmas"]  # fmt: skip
-    includes = [f"-I{p}" for p in (here / "emulated_cuda", ROOT / "csrc", ROOT / "csrc/include")]
-    kernels = [str(ROOT / "csrc" / "cuda" / f"{name}.cu") for name in SOURCES]
-    target = folder / "emulated_ranks.so"
-    subprocess.run(
-        [compiler, *flags, *includes, "-shared", str(here / "emulated_ranks.cpp"), "-x", "c++",
-         *kernels, "-o", str(target)],
-        check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(target))
+    return emulated_library(tmp_path_factory.mktemp("ranks"), "emulated_ranks.cpp", SOURCES)
 
 
 def _strided(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.Array[ctypes.c_int64], int]:

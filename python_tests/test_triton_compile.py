@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from multiprocessing.pool import AsyncResult, Pool
 
 import pytest
@@ -18,7 +18,7 @@ from triton_rank_kernels import all_rank_kernels, compile_all_ranks
 from triton_sparse_kernels import all_sparse_kernels, compile_all_sparse
 
 Results = dict[tuple[str, int], "AsyncResult[dict[str, Usage]]"]
-COMPILE = {
+COMPILE: dict[str, tuple[Callable[[int], dict[str, Usage]], Callable[[], Sized]]] = {
     "correlation": (compile_all, all_kernels),
     "ranks": (compile_all_ranks, all_rank_kernels),
     "sparse": (compile_all_sparse, all_sparse_kernels),

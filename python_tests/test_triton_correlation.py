@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(
 # once, every shape by Pearson's correlation, which needs more; the checks have the rest.
 SELECTION: Selection = {
     "test_correlation.py": (
-        "(test_float32 and (7x13 or ((1x1- or 2x1- or 1x2- or 33x10 or 64x65) and dist)))"
-        " or (test_dtypes and 7x13 and (r2kd or dist)) or (test_mask and 33x10 and dist)"
+        "(test_float32 and (7x13 or ((1x1- or 2x1- or 1x2- or 33x10) and dist)))"
+        " or (test_dtypes and 7x13 and dist) or (test_mask and 33x10 and dist)"
         " or (test_mixed_dtypes and (bfloat16-float32 or float64-float16 or float32-float64))"
-        " or (test_float64_to_the_last_digits and 7x13) or (test_published_dist and case0)"
+        " or (test_float64_to_the_last_digits and 7x13)"
     ),
     "test_correlation_inputs.py": (
         "(test_layouts and 7 and bfloat16) or (test_different_layouts and transposed)"
@@ -33,15 +33,14 @@ SELECTION: Selection = {
     "test_correlation_numerics.py": (
         "(test_spread_and_temperature and 9 and dist and not 30.0) or test_spread_in_float64"
         " or (test_outlier and student and 2-) or (test_common_offset and dist)"
-        " or test_similar_rows or test_rows_of_equal_logits or test_all_logits_equal"
+        " or test_rows_of_equal_logits or test_all_logits_equal"
         " or (test_eps and dist) or test_minus_infinity or test_eps_zero"
         " or (test_poison and 37 and float32 and dist) or (test_poison_under and float32)"
         " or test_largest_logits or test_denormal or test_float16_gradient"
         " or (test_every_half_precision and bfloat16)"
     ),
     "test_correlation_autograd.py": (
-        "test_create_graph_gives or test_second_backward or test_backward_does_not_scale"
-        " or test_student_as_its_own"
+        "test_create_graph_gives or test_backward_does_not_scale or test_student_as_its_own"
     ),
     "triton_correlation_checks.py": "test",
 }
@@ -49,4 +48,4 @@ SELECTION: Selection = {
 
 @pytest.mark.slow
 def test_in_the_interpreter() -> None:
-    assert_passed(run_selection(SELECTION), 150)
+    assert_passed(run_selection(SELECTION), 110)

@@ -66,8 +66,7 @@ def test_real_table(
     assert_true(run(loss, student, teacher, **options), student, teacher, **options)
 
 
-@pytest.mark.parametrize("correlation", ["cosine", "pearson"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("correlation", "masked"), [("cosine", False), ("pearson", True)])
 @each_line
 def test_each_line_of_the_table(shape: Shape, masked: bool, correlation: str) -> None:
     student, teacher = make_logits(shape.rows, shape.classes)

@@ -54,8 +54,8 @@ def step_of_sparse_layers() -> None:
     matrix = (weight * (weight > 0.5)).to_sparse_csr()
     entries = (matrix.values(), matrix.col_indices().int(), matrix.crow_indices().int())
     kernels.csr_linear(torch.randn(130, 27, device="cuda"), *entries, None)
-    options = ([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    kernels.csr_conv2d(torch.randn(2, 3, 9, 11, device="cuda"), *entries, None, *options)
+    images, ones = torch.randn(2, 3, 9, 11, device="cuda"), [1, 1]
+    kernels.csr_conv2d(images, *entries, None, [3, 3], ones, ones, ones, 1)
 
 
 def main() -> None:

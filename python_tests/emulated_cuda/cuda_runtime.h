@@ -49,6 +49,7 @@ struct Fibre {
 };
 
 constexpr std::size_t kStackBytes = 128 * 1024;
+constexpr std::size_t kDynamicBytes = 256 * 1024;
 inline std::vector<Fibre> fibres;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
@@ -78,8 +79,25 @@ inline bool all_at(unsigned begin, unsigned end, State state) {
   return true;
 }
 
+// A barrier of the block is for all threads that have not returned.
+inline bool whole_block_waits(unsigned threads) {
+  for (unsigned i = 0; i < threads; ++i) {
+    if (fibres[i].state != State::at_block && fibres[i].state != State::done) return false;
+  }
+  return true;
+}
+
 inline void release(unsigned begin, unsigned end) {
-  for (unsigned i = begin; i < end; ++i) fibres[i].state = State::ready;
+  for (unsigned i = begin; i < end; ++i) {
+    if (fibres[i].state != State::done) fibres[i].state = State::ready;
+  }
+}
+
+// Dynamic shared memory, which nobody has written to when a block begins.
+template <typename T>
+T* dynamic() {
+  alignas(16) static char memory[kDynamicBytes];
+  return reinterpret_cast<T*>(memory);
 }
 
 inline void run_block(unsigned threads) {
@@ -108,7 +126,7 @@ inline void run_block(unsigned threads) {
       release(begin, begin + 32);
       released = true;
     }
-    if (!released && all_at(0, threads, State::at_block)) {
+    if (!released && whole_block_waits(threads)) {
       release(0, threads);
       released = true;
     }
@@ -163,7 +181,12 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 using cudaStream_t = void*;
 enum cudaError_t : int { cudaSuccess = 0 };
-enum { cudaLaunchAttributeClusterDimension, cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum {
+  cudaLaunchAttributeClusterDimension,
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributeNonPortableClusterSizeAllowed,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+};
 struct cudaLaunchAttribute {
   int id;
   struct {
@@ -187,16 +210,48 @@ cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
   return cudaSuccess;
 }
 
+namespace emulated {
+
+inline int shared_bytes = 163 * 1024;  // that a block may have
+
+inline void run_grid(const dim3& grid, const dim3& block, std::size_t dynamic_bytes) {
+  if (block.x % 32 != 0) fail("a block that is no whole number of warps");
+  if (dynamic_bytes > static_cast<std::size_t>(shared_bytes)) fail("too much shared memory");
+  gridDim = dim3(std::min(grid.x, most_blocks), grid.y);
+  blockDim = block;
+  for (unsigned y = 0; y < gridDim.y; ++y) {
+    for (unsigned x = 0; x < gridDim.x; ++x) {
+      blockIdx = dim3(x, y);
+      std::memset(dynamic<char>(), 0xee, kDynamicBytes);
+      run_block(block.x);
+    }
+  }
+}
+
+// kernel<<<grid, block, bytes, stream>>>(...)
+template <typename Kernel>
+auto launch(Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, cudaStream_t) {
+  return [=](const auto&... arguments) {
+    body = [&] { kernel(arguments...); };
+    run_grid(grid, block, dynamic_bytes);
+  };
+}
+
+}  // namespace emulated
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  return *value = emulated::shared_bytes, cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
+  return *clusters = 0, cudaSuccess;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-  if (config->blockDim.x % 32 != 0) emulated::fail("a block that is no whole number of warps");
-  gridDim = dim3(std::min(config->gridDim.x, emulated::most_blocks));
-  blockDim = config->blockDim;
+  if (config->numAttrs > 0) emulated::fail("there are no clusters");
   emulated::body = [&] { kernel(arguments...); };
-  for (unsigned block = 0; block < gridDim.x; ++block) {
-    blockIdx = dim3(block);
-    emulated::run_block(blockDim.x);
-  }
+  emulated::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes);
   return cudaSuccess;
 }
