@@ -1,7 +1,8 @@
 """Times of contenders that are run in turn, and the peak of the memory that a call takes.
 
-All contenders are timed in turn (A B C A B C ...), so that a drift of the machine meets each alike;
-a figure is the median over the turns, a ratio the median of the turns' own ratios.
+All contenders are timed in turn, every other turn backwards (A B C C B A A B C ...), so that a
+drift of the machine meets each alike; a figure is the median over the turns, a ratio the median of
+the turns' own ratios.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def time_in_turns(
     seconds_per_turn: float = 0.1,
     seconds: float | None = None,
 ) -> dict[str, Timing]:
-    """Time every contender `turns` times, in turn.
+    """Time every contender `turns` times, in turn, every other turn in reverse order.
 
     A contender is called with the number of the call, by which it may choose among inputs that do
     not fit the caches together. One turn repeats it for about `seconds_per_turn`, after `warm_up`
@@ -80,8 +81,8 @@ def time_in_turns(
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
-        for _ in range(turns):
-            for name, run in contenders.items():
+        for turn in range(turns):
+            for name, run in list(contenders.items())[:: -1 if turn % 2 else 1]:
                 _seconds(run, warm_up)
                 samples[name].append(_seconds(run, calls[name], first=warm_up) / calls[name])
     finally:
@@ -100,15 +101,14 @@ def peak_memory(run: Callable[[int], object], calls: int = 3) -> int | None:
     """By how many bytes a call raises the process's resident memory; None where not on Linux.
 
     The largest of a few calls, each in a thread of its own, which has no buffer that an earlier
-    call kept. Exact to about 1 MiB, the granularity in which the kernel counts and malloc gives
-    memory back.
+    call kept. Exact to about 1 MiB: the kernel's count lags, and small blocks come from memory
+    that malloc has kept. With a malloc other than glibc's, larger ones may, too.
     """
     if not _CLEAR.exists():
         return None
 
     def measure(call: int) -> int:
         gc.collect()
-        _give_back_freed_memory()
         _CLEAR.write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         run(call)
@@ -118,13 +118,23 @@ def peak_memory(run: Callable[[int], object], calls: int = 3) -> int | None:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(measure, call).result()
 
-    return max(measure_in_a_thread(call) for call in range(calls))
+    _keep_freed_blocks(below=128 << 10)
+    try:
+        return max(measure_in_a_thread(call) for call in range(calls))
+    finally:
+        _keep_freed_blocks(below=32 << 20)
 
 
-def _give_back_freed_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone
-    if trim is not None:
-        trim(0)
+def _keep_freed_blocks(below: int) -> None:
+    """Have glibc's malloc keep freed blocks up to this size, and give larger ones back at once.
+
+    32 MiB is the most, which a process reaches by freeing a block of that size, as training does.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        mallopt(m_mmap_threshold, below)
+        mallopt(m_trim_threshold, 2 * below)
 
 
 def _status(key: str) -> int:
