@@ -17,8 +17,10 @@ INSTALLED := $(VENV)/.installed
 PACKAGE := setup.py CMakeLists.txt pyproject.toml MANIFEST.in README.md LICENSE \
   $(shell find csrc r2kd_ext -not -name '*.so' -not -name '*.pyc' -not -name __pycache__)
 
-# The suite runs beside the tests, where only the installed package can be imported.
-PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 $(BIN)/python -m pytest
+# The suite runs beside the tests, where only the installed package can be imported. Two workers;
+# threads that wait give their processor away, which by default they keep from the other worker.
+PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 OMP_WAIT_POLICY=passive \
+  $(BIN)/python -m pytest -n 2 --dist loadfile
 
 SANITIZED := build/sanitized
 SANITIZER_TESTS := test_correlation.py test_correlation_inputs.py test_correlation_numerics.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -69,8 +70,8 @@ def test_zoo(name: str) -> None:
     wants = [0.7 * plain(network, x) + 0.3 * plain(pruned, x) for x in (clean, view)]
     ensemble = TeacherEnsemble(network)
     assert distance(ensemble(clean), wants[0]) < 1e-5
-    for merge in (False, True):
-        ensemble.merge = merge
+    for chunk in (3, 2):
+        ensemble.chunk = chunk
         for got, want in zip(ensemble.both(clean, view), wants, strict=True):
             assert distance(got, want) < 1e-5
 
@@ -217,43 +218,85 @@ class Counting(nn.Module):
         return self.fc(x)
 
 
-@pytest.mark.parametrize(("merge", "sizes"), [(True, [8, 8]), (False, [3, 3, 5, 5])])
-def test_merge_as_given(merge: bool, sizes: list[int]) -> None:
-    ensemble = TeacherEnsemble(Counting(), merge=merge)
+@pytest.mark.parametrize(
+    ("chunk", "sizes"), [(8, [8]), (100, [8]), (5, [5, 3]), (1, [1, 1, 1, 1, 1, 1, 1, 1])]
+)
+def test_chunks_as_given(chunk: int, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    network = Counting()
+    ensemble = TeacherEnsemble(network, chunk=chunk)
+    first, second = torch.randn(3, 4), torch.randn(5, 4)
     Counting.seen.clear()
-    clean, view = ensemble.both(torch.ones(3, 4), torch.ones(5, 4))
-    assert Counting.seen == sizes
-    assert (clean.shape, view.shape) == ((3, 2), (5, 2))
+    clean, view = ensemble.both(first, second)
+    assert Counting.seen == [size for size in sizes for _ in range(2)]
+    torch.testing.assert_close(clean, blended(network, first))
+    torch.testing.assert_close(view, blended(network, second))
 
 
-@pytest.mark.parametrize("one_pass", [True, False])
-def test_merge_by_measurement_once_per_shape(
-    one_pass: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("by_the_sample", "want"),
+    [
+        ({64: 4, 32: 3, 16: 2, 8: 1, 4: 3}, 8),
+        ({64: 1, 32: 2, 16: 3}, 64),  # two that are slower end the search
+        ({64: 2, 32: 3, 16: 1, 8: 2, 4: 3}, 16),  # one does not
+        ({64: 4, 32: 3, 16: 2, 8: 1.5, 4: 1}, 4),
+    ],
+)
+def test_chunk_by_measurement_once_per_shape(
+    by_the_sample: dict[int, float], want: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ensemble, measured = TeacherEnsemble(Counting()), []
 
-    def times(ways: list[Callable[..., Any]], clean: Tensor, view: Tensor) -> list[float]:
-        measured.append((len(clean), len(view)))
-        return [1.0, 2.0] if one_pass else [2.0, 1.0]
+    def seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
+        measured.append(len(x))
+        return by_the_sample[len(x)] * len(x)
 
-    monkeypatch.setattr(teacher, "_times", times)
-    for first, second in [(3, 5), (3, 5), (4, 4), (3, 5), (4, 4)]:
+    monkeypatch.setattr(teacher, "_seconds", seconds)
+    for _ in range(3):
         Counting.seen.clear()
-        ensemble.both(torch.ones(first, 4), torch.ones(second, 4))
-        whole = first + second
-        assert Counting.seen == ([whole] * 2 if one_pass else [first] * 2 + [second] * 2)
-    assert measured == [(3, 5), (4, 4)]
+        assert ensemble(torch.ones(64, 4)).shape == (64, 2)
+        assert Counting.seen == [want] * (2 * 64 // want)
+    assert measured == list(by_the_sample)
 
 
-def test_the_measurement_finds_the_slower_way() -> None:
-    x = torch.ones(200, 200)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_few_samples_are_taken_at_once(count: int) -> None:
+    ensemble = TeacherEnsemble(Counting())
+    Counting.seen.clear()
+    assert ensemble(torch.ones(count, 4)).shape == (count, 2)
+    assert Counting.seen == [count] * 2
 
-    def slow(a: Tensor, b: Tensor) -> None:
-        for _ in range(200):
-            a @ b
 
-    slower, faster = teacher._times([slow, lambda a, b: a @ b], x, x)
-    assert slower > 5 * faster
+def test_the_measurement_finds_the_slower_size() -> None:
+    """A stand-in that takes time by the square of the batch: small chunks win."""
+
+    def square(x: Tensor) -> None:
+        end = time.perf_counter() + 1e-6 * len(x) ** 2
+        while time.perf_counter() < end:
+            pass
+
+    assert teacher._fastest_chunk(square, torch.ones(64, 1)) == 4
+    assert teacher._fastest_chunk(lambda x: time.sleep(0.002), torch.ones(64, 1)) == 64
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    torch.manual_seed(0)
+    network = _moved(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)
+        )
+    )
+    ensemble = TeacherEnsemble(network, 0.5, compile=True)
+    for seed in range(2):
+        x = images(2, 6, seed).double()
+        want = blended(network, x, 0.5)
+        torch.testing.assert_close(ensemble(x), want, rtol=1e-12, atol=1e-12)
+    network.get_parameter("4.weight").data.mul_(2)
+    ensemble.teacher.load_state_dict(network.state_dict())
+    ensemble.pruned.load_state_dict(prune(network, 0.5).state_dict())
+    want = blended(network, x, 0.5)
+    torch.testing.assert_close(ensemble(x), want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +304,25 @@ def test_the_measurement_finds_the_slower_way() -> None:
     [
         (lambda t: TeacherEnsemble(t, dtype=torch.float16), "dtype must be None or torch.bfloat16"),
         (
-            lambda t: TeacherEnsemble(t, merge=cast(Any, "auto")),
-            "merge must be None, True or False, got 'auto'",
+            lambda t: TeacherEnsemble(t, compile=cast(Any, "max-autotune")),
+            "compile must be True or False, got 'max-autotune'",
         ),
         (
-            lambda t: TeacherEnsemble(t, merge=True, pruned_batchnorm="train"),
-            "merge must be None or False with pruned_batchnorm='train'",
+            lambda t: TeacherEnsemble(t, cuda_graphs=True, pruned_batchnorm="train"),
+            "cuda_graphs must be False with pruned_batchnorm='train'",
+        ),
+        (
+            lambda t: TeacherEnsemble(t, compile=True, pruned_batchnorm="train"),
+            "compile must be False with pruned_batchnorm='train'",
+        ),
+        (
+            lambda t: TeacherEnsemble(t, cuda_graphs=True)(torch.ones(2, 4)),
+            "x must be on a CUDA device with cuda_graphs=True, got a tensor on cpu",
+        ),
+        (lambda t: TeacherEnsemble(t, chunk=0), "chunk must be an integer >= 1, got 0"),
+        (
+            lambda t: TeacherEnsemble(t, chunk=8, pruned_batchnorm="train"),
+            "chunk must be None with pruned_batchnorm='train'",
         ),
         (
             lambda t: TeacherEnsemble(t).both(torch.ones(2, 4), torch.ones(2, 5)),

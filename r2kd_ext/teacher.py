@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import numbers
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ._arguments import check_count
+from .cuda_graphs import CapturedForward
 from .folding import fold_batchnorm
 from .pruning import PUBLISHED_AMOUNT, prunable_weights, prune
 
 BATCHNORM_MODES = ("eval", "train")
+# Below this, layers are too small to keep the threads of a processor busy.
+_SMALLEST_CHUNK = 4
 
 
 def _check_dense_weight(value: Any) -> float:
@@ -47,21 +52,34 @@ def _state_of(network: nn.Module) -> list[tuple[Any, ...]]:
     ]
 
 
-def _times(ways: list[Callable[[Tensor, Tensor], object]], *batches: Tensor) -> list[float]:
-    """Seconds of each way: the least of three, in turn, after a run that does not count."""
-    device = batches[0].device
+def _seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
+    """Of one call: the least of three, after a call that does not count."""
 
-    def seconds(way: Callable[[Tensor, Tensor], object]) -> float:
+    def once() -> float:
         start = time.perf_counter()
-        way(*batches)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        run(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
         return time.perf_counter() - start
 
-    for way in ways:
-        seconds(way)
-    turns = [[seconds(way) for way in ways] for _ in range(3)]
-    return [min(turn[i] for turn in turns) for i in range(len(ways))]
+    once()
+    return min(once() for _ in range(3))
+
+
+def _fastest_chunk(run: Callable[[Tensor], object], x: Tensor) -> int:
+    """How many samples of x to take at a time: all, or a half, a quarter, ... of them.
+
+    Each is timed on one chunk, until two in a row have been no faster by the sample.
+    """
+    chunk, best, least, worse = len(x), len(x), math.inf, 0
+    while chunk >= _SMALLEST_CHUNK and worse < 2:
+        seconds = _seconds(run, x[:chunk]) / chunk
+        if seconds < least:
+            best, least, worse = chunk, seconds, 0
+        else:
+            worse += 1
+        chunk = (chunk + 1) // 2
+    return best
 
 
 class TeacherEnsemble(nn.Module):
@@ -96,10 +114,20 @@ class TeacherEnsemble(nn.Module):
         method: how to prune; see `r2kd_ext.prune`.
         pruned_batchnorm: "eval", or "train" for the batch norms of the pruned copy.
         dtype: what the networks compute in: None for their own, or torch.bfloat16. The logits have
-            the dtype of x either way.
-        merge: whether `both` takes its two batches in one pass. None measures both ways at the
-            first call of each shape and keeps the faster; since the two round differently, give
-            True or False where runs must agree to the bit. Not True with batch norms that train.
+            the dtype of x either way. A processor without instructions for bfloat16 takes many
+            times longer with it.
+        chunk: the most samples that the networks take at a time, >= 1. On a CPU a part of a batch
+            whose activations fit the caches goes faster than the whole. None measures all of a
+            batch, its half, its quarter, ..., at the first call of each shape, which takes as long
+            as about eight calls, and keeps the fastest. Chunks of other sizes round differently:
+            give a number where runs must agree to the bit. Must be None with batch norms that
+            train, which take each batch as a whole.
+        compile: whether the prepared networks go through `torch.compile`, which compiles at the
+            first call of a shape. Not with batch norms that train.
+        cuda_graphs: whether a forward pass is captured as a CUDA graph at the first call of each
+            shape, and again after a change of the weights, and replayed from then on. For networks
+            that do not wait for the device and do not branch on what is in a tensor; the memory of
+            each shape is kept. Takes CUDA tensors alone. Not with batch norms that train.
 
     Attributes:
         teacher, pruned: the two frozen networks.
@@ -107,8 +135,9 @@ class TeacherEnsemble(nn.Module):
     Raises:
         What `r2kd_ext.prune` raises for the teacher, amount and method; TypeError or ValueError
         for a `dense_weight` that is no number in [0, 1]; ValueError for another
-        `pruned_batchnorm`, `dtype` or `merge`; in `forward`, TypeError if the teacher's output is
-        not a tensor.
+        `pruned_batchnorm`, `dtype`, `chunk`, `compile` or `cuda_graphs`; in `forward`, TypeError
+        if the teacher's output is not a tensor, and ValueError with `cuda_graphs` for a tensor
+        that is not on a CUDA device.
     """
 
     def __init__(
@@ -120,7 +149,9 @@ class TeacherEnsemble(nn.Module):
         method: str = "l1_unstructured",
         pruned_batchnorm: str = "eval",
         dtype: torch.dtype | None = None,
-        merge: bool | None = None,
+        chunk: int | None = None,
+        compile: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.dense_weight = _check_dense_weight(dense_weight)
@@ -131,17 +162,26 @@ class TeacherEnsemble(nn.Module):
             )
         if dtype not in (None, torch.bfloat16):
             raise ValueError(f"dtype must be None or torch.bfloat16, got {dtype!r}")
-        if merge not in (None, True, False):
-            raise ValueError(f"merge must be None, True or False, got {merge!r}")
-        if merge and pruned_batchnorm == "train":
-            raise ValueError(
-                "merge must be None or False with pruned_batchnorm='train', where the statistics "
-                f"of each batch are its own, got {merge!r}"
-            )
+        if chunk is not None:
+            check_count("chunk", chunk)
+            if pruned_batchnorm == "train":
+                raise ValueError(
+                    "chunk must be None with pruned_batchnorm='train', where each batch has its "
+                    f"own statistics, got {chunk!r}"
+                )
+        for name, value in (("compile", compile), ("cuda_graphs", cuda_graphs)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+            if value and pruned_batchnorm == "train":
+                raise ValueError(
+                    f"{name} must be False with pruned_batchnorm='train', where a forward pass "
+                    "changes the statistics of the pruned copy, got True"
+                )
         self.pruned_batchnorm = pruned_batchnorm
-        self.dtype, self.merge = dtype, merge
+        self.dtype, self.chunk, self.compiled, self.cuda_graphs = dtype, chunk, compile, cuda_graphs
         self._prepared: dict[str, _Prepared] = {}
-        self._merge_is_faster: dict[tuple[Any, ...], bool] = {}
+        self._captured = CapturedForward()
+        self._chunks: dict[tuple[Any, ...], int] = {}
         prunable_weights(teacher, "teacher")
         self.pruned = prune(teacher, amount, method)
         self.teacher = copy.deepcopy(teacher)
@@ -160,18 +200,16 @@ class TeacherEnsemble(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Blended logits (B, C) of a batch, without gradient."""
-        if self.dense_weight == 1:
-            return self._logits("teacher", x)
-        if self.dense_weight == 0:
-            return self._logits("pruned", x)
-        dense, pruned = self._logits("teacher", x), self._logits("pruned", x)  # [B, C] each
-        return self.dense_weight * dense + (1 - self.dense_weight) * pruned
+        chunk = self._chunk(x)
+        if len(x) <= chunk:
+            return self._pass(x)
+        return torch.cat([self._pass(part) for part in x.split(chunk)])
 
     @torch.no_grad()
     def both(self, clean: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
         """Blended logits (B, C) and (B2, C) of two batches, as `forward` gives them by rounding.
 
-        In one pass or in two, as `merge` says.
+        Takes them as one batch, except where batch norms train.
 
         Raises ValueError where the batches differ in more than the number of samples.
         """
@@ -181,23 +219,46 @@ class TeacherEnsemble(nn.Module):
                 "clean and view must have the same sample shape, dtype and device, got "
                 + " and ".join(f"{tuple(x.shape)} {x.dtype} {x.device}" for x in (clean, view))
             )
-        merge = self.merge
         if self.pruned_batchnorm == "train":
-            merge = False
-        if merge is None:
-            key = (clean.shape, view.shape, clean.dtype, clean.device)
-            if key not in self._merge_is_faster:
-                one, two = _times([self._in_one, self._in_two], clean, view)
-                self._merge_is_faster[key] = one < two
-            merge = self._merge_is_faster[key]
-        return self._in_one(clean, view) if merge else self._in_two(clean, view)
-
-    def _in_one(self, clean: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+            return self(clean), self(view)
         logits = self(torch.cat([clean, view]))
         return logits[: len(clean)], logits[len(clean) :]
 
-    def _in_two(self, clean: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-        return self(clean), self(view)
+    def _chunk(self, x: Tensor) -> int:
+        """How many samples of x to take at a time."""
+        if self.pruned_batchnorm == "train":
+            return max(1, len(x))
+        if self.chunk is not None:
+            return self.chunk
+        key = (x.shape, x.dtype, x.device)
+        if key not in self._chunks:
+            self._chunks[key] = max(1, _fastest_chunk(self._pass, x))
+        return self._chunks[key]
+
+    def _pass(self, x: Tensor) -> Tensor:
+        """Blended logits of samples that are taken at once."""
+        if not self.cuda_graphs:
+            return self._blended(x)
+        if not x.is_cuda:
+            raise ValueError(
+                f"x must be on a CUDA device with cuda_graphs=True, got a tensor on {x.device}; "
+                "use cuda_graphs=False there"
+            )
+        for name in self._running():
+            self._network(name)  # prepared outside of the capture
+        version = (self.dense_weight, [self._prepared[name].state for name in self._running()])
+        return self._captured(self._blended, version, x)
+
+    def _running(self) -> list[str]:
+        """The names of the networks that a forward pass runs."""
+        weights = {"teacher": self.dense_weight, "pruned": 1 - self.dense_weight}
+        return [name for name, weight in weights.items() if weight != 0]
+
+    def _blended(self, x: Tensor) -> Tensor:
+        logits = [self._logits(name, x) for name in self._running()]  # [B, C] each
+        if len(logits) == 1:
+            return logits[0]
+        return self.dense_weight * logits[0] + (1 - self.dense_weight) * logits[1]
 
     def _logits(self, name: str, x: Tensor) -> Tensor:
         network, own = self._network(name), x.dtype
@@ -228,22 +289,26 @@ class TeacherEnsemble(nn.Module):
         return prepared.network
 
     def _prepare(self, source: nn.Module) -> nn.Module:
-        if self.dtype is None and not any(isinstance(m, _ConvNd) for m in source.modules()):
-            return source  # nothing would change
-        network = copy.deepcopy(source)
-        fold_batchnorm(network)
-        network.to(dtype=self.dtype)
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = source
+        if self.dtype is not None or any(isinstance(m, _ConvNd) for m in source.modules()):
+            network = copy.deepcopy(source)
+            fold_batchnorm(network)
+            network.to(dtype=self.dtype)
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compiled:
+            network = cast(nn.Module, torch.compile(network))
         return network
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles prepare their own networks."""
-        return {**self.__dict__, "_prepared": {}, "_merge_is_faster": {}}
+        fresh = {"_prepared": {}, "_chunks": {}, "_captured": CapturedForward()}
+        return {**self.__dict__, **fresh}
 
     def extra_repr(self) -> str:
         return (
             f"dense_weight={self.dense_weight}, pruned_batchnorm={self.pruned_batchnorm!r}, "
-            f"dtype={self.dtype}, merge={self.merge}"
+            f"dtype={self.dtype}, chunk={self.chunk}, compile={self.compiled}, "
+            f"cuda_graphs={self.cuda_graphs}"
         )

@@ -55,8 +55,18 @@ def teacher_job(settings: Settings, splits: data.Splits) -> Job:
 
 
 def ensemble_of(network: nn.Module, settings: Settings) -> TeacherEnsemble:
-    """The trained teacher blended with its pruned copy."""
-    return channels_last(TeacherEnsemble(network, settings.pruning_amount, settings.dense_weight))
+    """The trained teacher blended with its pruned copy.
+
+    The chunk is given and not measured, so that a seed gives the same student again: both batches
+    of a step at once.
+    """
+    ensemble = TeacherEnsemble(
+        network,
+        settings.pruning_amount,
+        settings.dense_weight,
+        chunk=2 * settings.student_batch_size,
+    )
+    return channels_last(ensemble)
 
 
 def student_job(
