@@ -41,9 +41,9 @@ def test_a_convolution_without_zeros_is_a_dense_one() -> None:
     work = limits.csr_conv2d(
         2,
         (3, 10, 8),
-        (6, *y.shape[2:]),
+        (6, y.shape[2], y.shape[3]),
         weight.numel(),
-        torch.float32,  # type: ignore[arg-type]
+        torch.float32,
     )
     assert work.flops == flops_of(lambda: F.conv2d(x, weight, stride=2))
     assert work.bytes == x.nbytes + y.nbytes + 2 * weight.nbytes + 4 * 7
