@@ -62,7 +62,7 @@ def eager(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     return 2 * temperature**2 * (distance(1) + distance(0))
 
 
-compiled = torch.compile(eager)
+compiled = torch.compile(eager, dynamic=False)
 
 
 class Nothing(torch.autograd.Function):
@@ -139,6 +139,7 @@ def main() -> None:
     rows: list[dict[str, str]] = []
     for shape, placed in places:
         print(f"{shape[0]} x {shape[1]}, {placed} ...", file=sys.stderr, flush=True)
+        torch.compiler.reset()  # more shapes than torch.compile keeps would run uncompiled
         for found in measure_shape(*shape, placed, options.turns, budget, host):
             rows += found
     write_rows(options.output, rows)
