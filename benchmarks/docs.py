@@ -15,12 +15,14 @@ from pathlib import Path
 
 import growth
 import plots
+import run
 
 from r2kd_ext.bench import results
 from r2kd_ext.train.files import write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+FILES = [group.results for group in run.GROUPS.values()]
 PAGE = ROOT / "docs" / "benchmarks.md"
 Row = dict[str, str]
 
@@ -28,7 +30,7 @@ Row = dict[str, str]
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table in Markdown; the first `left` columns are text."""
     lines = [heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- |", "|---|")
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def microseconds(row: Row | None) -> str:
@@ -200,6 +202,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
         "correlation": lambda folder: all_contenders("correlation_cpu.csv", folder),
         "kernels": lambda folder: all_contenders("correlation_kernels_cpu.csv", folder),
         "rank": lambda folder: all_contenders("rank_cpu.csv", folder),
+        "ensemble": lambda folder: all_contenders("ensemble_cpu.csv", folder),
         "growth": growth_table,
     },
 }
