@@ -102,7 +102,7 @@ def test_peak_memory() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--turns", "5"], "--turns must be at least 6, got 5"),
+        (["--turns", "1"], "--turns must be at least 2, got 1"),
         (["--seconds", "0"], "--seconds must be > 0, got 0.0"),
     ],
 )
