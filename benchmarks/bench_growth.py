@@ -3,7 +3,8 @@
     python benchmarks/bench_growth.py [--turns 7] [--seconds S] [--output FILE.csv]
 
 `growth.py` fits an exponent to each row of sizes and looks for jumps. Inputs are standard normal
-float32 and rotate past the caches, so that no size profits from what the one before left there.
+float32 and rotate past the caches, so that no size profits from what the one before left there. The
+correlation loss over C has the eager formula beside it, for the plot of memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import limits
 import torch
+from bench_correlation import eager
 from harness import Budget, Call, Case, Work, measure, parse_options, rotated, show, write_rows
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
@@ -25,21 +27,23 @@ DTYPE = torch.float32
 RESULTS = Path(__file__).parent / "results" / "growth_cpu.csv"
 
 
-def correlation(rows: int, classes: int) -> tuple[Call, Work]:
+def correlation(rows: int, classes: int) -> tuple[dict[str, Call], Work]:
     data = rotated(lambda: logits(rows, classes, DTYPE), 8 * rows * classes)
-    return training_call(correlation_kd, data), limits.correlation(rows, classes, DTYPE)
+    contenders = {"ours": training_call(correlation_kd, data)}
+    if (rows, classes) in CLASSES:
+        contenders["eager"] = training_call(eager, data)
+    return contenders, limits.correlation(rows, classes, DTYPE)
 
 
-def hard(rows: int, classes: int) -> tuple[Call, Work]:
+def hard(rows: int, classes: int) -> tuple[dict[str, Call], Work]:
     data = rotated(
         lambda: (torch.randn(rows, classes), torch.randn(rows, classes)), 8 * rows * classes
     )
-    return lambda call: spearman(*data[call % len(data)]), limits.hard_spearman(
-        rows, classes, DTYPE
-    )
+    run = {"ours": lambda call: spearman(*data[call % len(data)])}
+    return run, limits.hard_spearman(rows, classes, DTYPE)
 
 
-def soft(rows: int, classes: int) -> tuple[Call, Work]:
+def soft(rows: int, classes: int) -> tuple[dict[str, Call], Work]:
     data = rotated(lambda: logits(rows, classes, DTYPE), 8 * rows * classes)
 
     def run(call: int) -> None:
@@ -47,38 +51,39 @@ def soft(rows: int, classes: int) -> tuple[Call, Work]:
         x.grad = None
         soft_rank(x, 3 / classes).backward(weight)
 
-    return run, limits.soft_rank(rows, classes, DTYPE)
+    return {"ours": run}, limits.soft_rank(rows, classes, DTYPE)
 
 
-OPS: dict[str, tuple[str, Callable[[int, int], tuple[Call, Work]]]] = {
+OPS: dict[str, tuple[str, Callable[[int, int], tuple[dict[str, Call], Work]]]] = {
     "correlation": ("forward+backward", correlation),
     "spearman": ("forward", hard),
     "soft_rank": ("forward+backward", soft),
 }
 
 
-def cases() -> Iterator[tuple[Case, Call]]:
+def cases() -> Iterator[tuple[Case, dict[str, Call]]]:
     """`variant` says which size grows."""
     for op, (passes, make) in OPS.items():
         for axis, shapes in (("B", ROWS), ("C", CLASSES)):
             for shape in shapes:
-                run, work = make(*shape)
-                yield Case(op, shape, "float32", work, {"ours": "ours"}, passes, axis), run
+                contenders, work = make(*shape)
+                roles = {"ours": "ours", "eager": "reference"}
+                yield Case(op, shape, "float32", work, roles, passes, axis), contenders
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
     budget = Budget(options.seconds, len(OPS) * (len(ROWS) + len(CLASSES)))
     rows: list[dict[str, str]] = []
-    for case, run in cases():
+    for case, contenders in cases():
         print(f"{case.op}, {case.shape} ...", file=sys.stderr, flush=True)
         rows += measure(
             case,
-            {"ours": run},
+            contenders,
             turns=options.turns,
             seconds=budget.share(),
             copied=case.shape[0] * case.shape[1],
-            with_memory=False,
+            with_memory="eager" in contenders,
             seconds_per_turn=0.02,
         )
     write_rows(options.output, rows)

@@ -43,7 +43,7 @@ def limit(rows: list[Row], axes: Axes) -> None:
     ours = [row for row in rows if row["role"] == "ours" and row["variant"] == "C"]
     for op in dict.fromkeys(row["op"] for row in ours):
         chosen = [row for row in ours if row["op"] == op]
-        classes = [int(row["shape"].rpartition(" ")[2]) for row in chosen]
+        classes = [_classes(row) for row in chosen]
         axes.plot(
             classes, [100 * float(row["share_of_limit"]) for row in chosen], marker="o", label=op
         )
@@ -54,10 +54,35 @@ def limit(rows: list[Row], axes: Axes) -> None:
     axes.legend()
 
 
+def memory(rows: list[Row], axes: Axes) -> None:
+    """Peak memory of the correlation loss over C, ours and eager, and the gradient's own size."""
+    chosen = [row for row in rows if (row["op"], row["variant"]) == ("correlation", "C")]
+    for contender in ("ours", "eager"):
+        points = [row for row in chosen if row["contender"] == contender and row["peak_mib"]]
+        axes.plot(
+            [_classes(row) for row in points],
+            [float(row["peak_mib"]) for row in points],
+            marker="o",
+            label=contender,
+        )
+    ours = [row for row in chosen if row["contender"] == "ours"]
+    gradient = [64 * _classes(row) * 4 / 2**20 for row in ours]
+    axes.plot([_classes(row) for row in ours], gradient, "k:", label="the gradient alone")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("C, with 64 rows of float32")
+    axes.set_ylabel("MiB above the start")
+    axes.legend()
+
+
+def _classes(row: Row) -> int:
+    return int(row["shape"].rpartition(" ")[2])
+
+
 _OTHERS = ("reference", "peer")
 PLOTS = {
     "speedup": ("correlation_cpu.csv", speedup),
     "limit": ("growth_cpu.csv", limit),
+    "memory": ("growth_cpu.csv", memory),
 }
 
 
