@@ -39,8 +39,8 @@ def hard(rows: int, classes: int) -> tuple[dict[str, Call], Work]:
     data = rotated(
         lambda: (torch.randn(rows, classes), torch.randn(rows, classes)), 8 * rows * classes
     )
-    run = {"ours": lambda call: spearman(*data[call % len(data)])}
-    return run, limits.hard_spearman(rows, classes, DTYPE)
+    contenders: dict[str, Call] = {"ours": lambda call: spearman(*data[call % len(data)])}
+    return contenders, limits.hard_spearman(rows, classes, DTYPE)
 
 
 def soft(rows: int, classes: int) -> tuple[dict[str, Call], Work]:
