@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from harness import (
 from torch import Tensor
 
 from r2kd_ext import correlation_kd
-from r2kd_ext.bench.short import logits, training_call
+from r2kd_ext.bench.short import drop_gradients, logits, training_call
 
 SHAPES = [(64, 100), (64, 200), (256, 1000), (128, 32000), (512, 32000)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -79,8 +80,10 @@ class Nothing(torch.autograd.Function):
         return torch.empty_like(student), None
 
 
-def calls(rows: int, classes: int, dtype: torch.dtype, placed: str) -> tuple[dict[str, Call], int]:
-    """The contenders by name, and how many pairs of logits they go through."""
+def calls(
+    rows: int, classes: int, dtype: torch.dtype, placed: str
+) -> tuple[dict[str, Call], list[tuple[Tensor, Tensor]]]:
+    """The contenders by name, and the pairs of logits that they go through."""
     size = 2 * rows * classes * dtype.itemsize
     data = rotated(
         lambda: logits(rows, classes, dtype), size, ROTATED_BYTES if placed == "rotating" else 0
@@ -88,7 +91,7 @@ def calls(rows: int, classes: int, dtype: torch.dtype, placed: str) -> tuple[dic
     losses: dict[str, Callable[..., Tensor]] = {
         "ours": correlation_kd, "eager": eager, "compiled": compiled, "nothing": Nothing.apply,
     }  # fmt: skip
-    return {name: training_call(loss, data) for name, loss in losses.items()}, len(data)
+    return {name: training_call(loss, data) for name, loss in losses.items()}, data
 
 
 def empty_calls(dtype: torch.dtype) -> dict[str, float]:
@@ -104,7 +107,7 @@ def measure_shape(
     """The rows of each dtype; those of bfloat16 have float32 beside them."""
     float32, _ = calls(rows, classes, torch.float32, placed)
     for dtype in DTYPES:
-        contenders, count = calls(rows, classes, dtype, placed)
+        contenders, data = calls(rows, classes, dtype, placed)
         if dtype != torch.float32:
             contenders["ours in float32"] = float32["ours"]
         yield measure(
@@ -121,7 +124,8 @@ def measure_shape(
             seconds=budget.share(),
             copied=rows * classes,
             dtype=dtype,
-            warm_up=count,
+            warm_up=len(data),
+            prepare=partial(drop_gradients, data),
             host=host[str(dtype)],
         )
 

@@ -153,7 +153,7 @@ def main() -> None:
             seconds=budget.share(),
             copied=case.shape[0] * case.shape[1],
             warm_up=0 if slow else 2,
-            with_memory=not slow,
+            with_memory=False,
         )
     write_rows(options.output, rows)
     show(rows, "ranks, medians; ratios of paired turns")

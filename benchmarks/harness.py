@@ -93,11 +93,12 @@ def measure(
     warm_up: int = 2,
     host: Mapping[str, float] | None = None,
     with_memory: bool = True,
+    prepare: Callable[[], object] = lambda: None,
     seconds_per_turn: float = 0.05,
 ) -> list[dict[str, str]]:
     """The rows of a case on the CPU: its contenders in turn with a copy of `copied` elements.
 
-    `host` is the calls' own time in seconds (`host_times`).
+    `host` is the calls' own time in seconds (`host_times`); `prepare` is that of `peak_memory`.
     """
     copy = copy_call(copied, dtype, resident=case.inputs == "resident")
     timings = time_in_turns(
@@ -106,7 +107,9 @@ def measure(
     )  # fmt: skip
     rate = copy_bytes(copied, dtype) / timings["copy"].median
     rates = Rates(rate, _matrix_rate(torch.get_num_threads()))
-    peaks = {name: peak_memory(run) for name, run in contenders.items()} if with_memory else None
+    peaks = None
+    if with_memory:
+        peaks = {name: peak_memory(run, prepare=prepare) for name, run in contenders.items()}
     case = case._replace(contenders={"copy": "unit", **case.contenders})
     return rows_of(case, timings, rates, machine(), host, peaks)
 

@@ -97,17 +97,23 @@ def _seconds(run: Callable[[int], object], calls: int, first: int = 0) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(run: Callable[[int], object], calls: int = 3) -> int | None:
+def peak_memory(
+    run: Callable[[int], object],
+    calls: int = 3,
+    prepare: Callable[[], object] = lambda: None,
+) -> int | None:
     """By how many bytes a call raises the process's resident memory; None where not on Linux.
 
     The largest of a few calls, each in a thread of its own, which has no buffer that an earlier
-    call kept. Exact to about 1 MiB: the kernel's count lags, and small blocks come from memory
-    that malloc has kept. With a malloc other than glibc's, larger ones may, too.
+    call kept. `prepare` frees, before each, what an earlier call left, such as gradients. Exact to
+    about 1 MiB: the kernel's count lags, and small blocks come from memory that malloc has kept.
+    With a malloc other than glibc's, larger ones may, too.
     """
     if not _CLEAR.exists():
         return None
 
     def measure(call: int) -> int:
+        prepare()
         gc.collect()
         _CLEAR.write_text("5")  # the peak starts anew
         before = _status("VmRSS")
