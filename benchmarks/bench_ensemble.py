@@ -74,6 +74,7 @@ def measure_network(name: str, turns: int, seconds: float) -> list[dict[str, str
         seconds=seconds,
         copied=2 * BATCH * numbers,
         warm_up=0,
+        with_memory=False,
     )
 
 
