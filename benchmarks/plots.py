@@ -54,6 +54,26 @@ def limit(rows: list[Row], axes: Axes) -> None:
     axes.legend()
 
 
+def memory(rows: list[Row], axes: Axes) -> None:
+    """Peak memory of the correlation loss over C, ours and eager, and the gradient's own size."""
+    chosen = [row for row in rows if (row["op"], row["variant"]) == ("correlation", "C")]
+    for contender in ("ours", "eager"):
+        points = [row for row in chosen if row["contender"] == contender and row["peak_mib"]]
+        axes.plot(
+            [_classes(row) for row in points],
+            [float(row["peak_mib"]) for row in points],
+            marker="o",
+            label=contender,
+        )
+    ours = [row for row in chosen if row["contender"] == "ours"]
+    gradient = [64 * _classes(row) * 4 / 2**20 for row in ours]
+    axes.plot([_classes(row) for row in ours], gradient, "k:", label="the gradient alone")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("C, with 64 rows of float32")
+    axes.set_ylabel("MiB above the start")
+    axes.legend()
+
+
 def _classes(row: Row) -> int:
     return int(row["shape"].rpartition(" ")[2])
 
@@ -62,6 +82,7 @@ _OTHERS = ("reference", "peer")
 PLOTS = {
     "speedup": ("correlation_cpu.csv", speedup),
     "limit": ("growth_cpu.csv", limit),
+    "memory": ("growth_cpu.csv", memory),
 }
 
 
