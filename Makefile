@@ -2,7 +2,7 @@
 # installs it into its own virtual environment first, and again when its sources have changed.
 #   PYTHON  the interpreter to make the environment with (3.10 to 3.13; default python3)
 #   VENV    the environment's folder (default .venv)
-#   ARGS    further arguments of pytest, of `r2kd demo` or of the benchmarks
+#   ARGS    further arguments of pytest, of `r2kd demo` or of benchmarks/run.py
 # Settings of the build (R2KD_CUDA, CXX, ...) are environment variables: see setup.py.
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 OMP_WAIT_POLICY=passive \
 SANITIZED := build/sanitized
 SANITIZER_TESTS := test_correlation.py test_correlation_inputs.py test_correlation_numerics.py
 
-.PHONY: help install test demo bench lint cuda-check gpu-check sanitize sdist clean
+.PHONY: help install test demo bench bench-docs lint cuda-check gpu-check sanitize sdist clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -51,10 +51,11 @@ test: $(INSTALLED)  ## the whole test suite, against the installed package
 demo: $(INSTALLED)  ## distil a small student on real images (a few minutes)
 	$(BIN)/r2kd demo $(ARGS)
 
-bench: $(INSTALLED)  ## the microbenchmarks
-	cd benchmarks && $(BIN)/python bench_correlation.py $(ARGS)
-	cd benchmarks && $(BIN)/python bench_rank.py $(ARGS)
-	cd benchmarks && $(BIN)/python bench_sparse.py $(ARGS)
+bench: $(INSTALLED)  ## all benchmarks of the CPU, in less than 10 minutes on 2 cores
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-docs: $(INSTALLED)  ## tables and plots of README and docs, from benchmarks/results/ alone
+	$(BIN)/python benchmarks/docs.py
 
 lint: $(INSTALLED)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

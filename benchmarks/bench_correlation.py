@@ -1,14 +1,14 @@
 """Forward + backward of the default correlation loss on the CPU, against eager and compiled.
 
-    python benchmarks/bench_correlation.py [--turns 15] [--output FILE.csv]
+    python benchmarks/bench_correlation.py [--turns 15] [--seconds S] [--output FILE.csv]
 
 Contenders, all on the same inputs:
 
-- fused: `r2kd_ext.correlation_kd`;
+- ours: `r2kd_ext.correlation_kd`;
 - eager: the same formula in plain PyTorch operations;
 - compiled: `torch.compile` of it;
 - nothing: an autograd.Function of the same inputs and outputs that computes nothing;
-- copy: the three-stream copy of `limits.py` of as many elements.
+- ours in float32, beside bfloat16.
 
 Logits that fit the caches are measured twice: "resident", as a training loop has them right after
 its last layer, and "rotating" past the caches, as all larger ones are.
@@ -17,24 +17,37 @@ its last layer, and "rotating" past the caches, as all larger ones are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import limits
 import torch
-from harness import Timing, machine, parse_options, time_in_turns, write_rows
-from limits import copy_bytes, correlation_bytes, three_streams
-from rich.console import Console
-from rich.table import Table
+from harness import (
+    ROTATED_BYTES,
+    Budget,
+    Call,
+    Case,
+    host_times,
+    measure,
+    parse_options,
+    rotated,
+    show,
+    write_rows,
+)
 from torch import Tensor
 
 from r2kd_ext import correlation_kd
+from r2kd_ext.bench.short import drop_gradients, logits, training_call
 
 SHAPES = [(64, 100), (64, 200), (256, 1000), (128, 32000), (512, 32000)]
 DTYPES = [torch.float32, torch.bfloat16]
 RESIDENT_BYTES = 8 << 20  # of logits and gradients that stay in the caches
-ROTATED_BYTES = 128 << 20  # of logits; more than the caches hold
-Pair = tuple[Tensor, Tensor]
+ROLES = {
+    "ours": "ours", "eager": "reference", "compiled": "peer", "nothing": "unit",
+    "ours in float32": "unit",
+}  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "correlation_cpu.csv"
 
 
@@ -48,6 +61,9 @@ def eager(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
         return 1 - ((p * q).sum(dim) / (norms + 1e-8)).mean()
 
     return 2 * temperature**2 * (distance(1) + distance(0))
+
+
+compiled = torch.compile(eager, dynamic=False)
 
 
 class Nothing(torch.autograd.Function):
@@ -64,119 +80,74 @@ class Nothing(torch.autograd.Function):
         return torch.empty_like(student), None
 
 
-def inputs(rows: int, classes: int, dtype: torch.dtype, placed: str) -> list[Pair]:
-    """Two pairs of student and teacher logits, or as many as the caches do not hold."""
-    count = 2
-    if placed == "rotating":
-        count = max(2, min(16, ROTATED_BYTES // (2 * rows * classes * dtype.itemsize)))
-    return [
-        (
-            torch.randn(rows, classes).to(dtype).requires_grad_(),
-            torch.randn(rows, classes).to(dtype),
-        )
-        for _ in range(count)
-    ]
+def calls(
+    rows: int, classes: int, dtype: torch.dtype, placed: str
+) -> tuple[dict[str, Call], list[tuple[Tensor, Tensor]]]:
+    """The contenders by name, and the pairs of logits that they go through."""
+    size = 2 * rows * classes * dtype.itemsize
+    data = rotated(
+        lambda: logits(rows, classes, dtype), size, ROTATED_BYTES if placed == "rotating" else 0
+    )
+    losses: dict[str, Callable[..., Tensor]] = {
+        "ours": correlation_kd, "eager": eager, "compiled": compiled, "nothing": Nothing.apply,
+    }  # fmt: skip
+    return {name: training_call(loss, data) for name, loss in losses.items()}, data
 
 
-def training_call(
-    loss: Callable[[Tensor, Tensor], Tensor], data: list[Pair]
-) -> Callable[[int], None]:
-    def run(call: int) -> None:
-        student, teacher = data[call % len(data)]
-        student.grad = None
-        loss(student, teacher).backward()
-
-    return run
+def empty_calls(dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of the calls themselves, on one number."""
+    contenders, _ = calls(1, 1, dtype, "resident")
+    del contenders["compiled"]  # another shape would compile anew
+    return host_times(contenders)
 
 
-def copy_call(elements: int, dtype: torch.dtype) -> Callable[[int], None]:
-    a, b, c = three_streams(elements, dtype)
-
-    def run(call: int) -> None:
-        torch.add(a, b, out=c)
-
-    return run
-
-
-def measure(rows: int, classes: int, placed: str, turns: int) -> list[dict[str, object]]:
-    """One row of results per dtype, all of them timed in one set of turns."""
-    compiled = torch.compile(eager)
-    contenders: dict[str, Callable[[int], None]] = {}
+def measure_shape(
+    rows: int, classes: int, placed: str, turns: int, budget: Budget, host: dict[str, Any]
+) -> Iterator[list[dict[str, str]]]:
+    """The rows of each dtype; those of bfloat16 have float32 beside them."""
+    float32, _ = calls(rows, classes, torch.float32, placed)
     for dtype in DTYPES:
-        data = inputs(rows, classes, dtype, placed)
-        key = str(dtype).removeprefix("torch.")
-        contenders[f"fused {key}"] = training_call(correlation_kd, data)
-        contenders[f"nothing {key}"] = training_call(Nothing.apply, data)
-        contenders[f"eager {key}"] = training_call(eager, data)
-        contenders[f"compiled {key}"] = training_call(compiled, data)
-        contenders[f"copy {key}"] = copy_call(rows * classes, dtype)
-    timings = time_in_turns(contenders, turns=turns, warm_up=len(data))
-    torch.compiler.reset()
-
-    def of(name: str, dtype: torch.dtype) -> Timing:
-        return timings[f"{name} {str(dtype).removeprefix('torch.')}"]
-
-    found: list[dict[str, object]] = []
-    for dtype in DTYPES:
-        fused, copy = of("fused", dtype), of("copy", dtype)
-        rate = copy_bytes(rows * classes, dtype) / copy.median
-        found.append(
-            {
-                "op": "correlation",
-                "rows": rows,
-                "classes": classes,
-                "inputs": placed,
-                "dtype": str(dtype).removeprefix("torch."),
-                "fused_us": f"{fused.median * 1e6:.1f}",
-                "fused_p20_us": f"{fused.p20 * 1e6:.1f}",
-                "fused_p80_us": f"{fused.p80 * 1e6:.1f}",
-                "eager_us": f"{of('eager', dtype).median * 1e6:.1f}",
-                "compiled_us": f"{of('compiled', dtype).median * 1e6:.1f}",
-                "nothing_us": f"{of('nothing', dtype).median * 1e6:.1f}",
-                "copy_us": f"{copy.median * 1e6:.1f}",
-                "times_eager": f"{fused.times_faster_than(of('eager', dtype)):.2f}",
-                "times_compiled": f"{fused.times_faster_than(of('compiled', dtype)):.2f}",
-                "of_nothing": f"{of('nothing', dtype).times_faster_than(fused):.2f}",
-                "of_copy": f"{copy.times_faster_than(fused):.2f}",
-                "of_float32": f"{of('fused', torch.float32).times_faster_than(fused):.2f}",
-                "bytes": correlation_bytes(rows, classes, dtype),
-                "share_of_copy_rate": (
-                    f"{correlation_bytes(rows, classes, dtype) / fused.median / rate:.3f}"
-                ),
-            }
-        )
-    return found
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    table = Table(title="forward + backward, medians; ratios are medians of paired turns")
-    for column in (
-        "logits", "fused", "eager", "compiled", "fused is faster than eager", "than compiled",
-        "fused takes of nothing", "of copy", "of float32",
-    ):  # fmt: skip
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row['rows']} x {row['classes']} {row['dtype']} {row['inputs']}",
-            *(f"{row[key]} us" for key in ("fused_us", "eager_us", "compiled_us")),
-            *(
-                f"{row[key]}x"
-                for key in ("times_eager", "times_compiled", "of_nothing", "of_copy", "of_float32")
+        contenders, data = calls(rows, classes, dtype, placed)
+        if dtype != torch.float32:
+            contenders["ours in float32"] = float32["ours"]
+        yield measure(
+            Case(
+                "correlation",
+                (rows, classes),
+                str(dtype).removeprefix("torch."),
+                limits.correlation(rows, classes, dtype),
+                ROLES,
+                inputs=placed,
             ),
+            contenders,
+            turns=turns,
+            seconds=budget.share(),
+            copied=rows * classes,
+            dtype=dtype,
+            warm_up=len(data),
+            prepare=partial(drop_gradients, data),
+            host=host[str(dtype)],
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    rows: list[dict[str, object]] = []
-    for shape in SHAPES:
-        fits = 2 * 3 * shape[0] * shape[1] * 4 <= RESIDENT_BYTES
-        for placed in ("resident", "rotating") if fits else ("rotating",):
-            print(f"{shape[0]} x {shape[1]}, {placed} ...", file=sys.stderr, flush=True)
-            rows += [row | machine() for row in measure(*shape, placed, options.turns)]
+    host = {str(dtype): empty_calls(dtype) for dtype in DTYPES}
+    places = [
+        (shape, placed)
+        for shape in SHAPES
+        for placed in ("resident", "rotating")
+        if placed == "rotating" or 2 * 3 * shape[0] * shape[1] * 4 <= RESIDENT_BYTES
+    ]
+    budget = Budget(options.seconds, len(places) * len(DTYPES))
+    rows: list[dict[str, str]] = []
+    for shape, placed in places:
+        print(f"{shape[0]} x {shape[1]}, {placed} ...", file=sys.stderr, flush=True)
+        torch.compiler.reset()  # more shapes than torch.compile keeps would run uncompiled
+        for found in measure_shape(*shape, placed, options.turns, budget, host):
+            rows += found
     write_rows(options.output, rows)
-    show(rows)
+    show(rows, "correlation loss, forward + backward, medians; ratios of paired turns")
     print(f"written to {options.output}")
 
 

@@ -2,46 +2,50 @@
 
     python benchmarks/bench_correlation_gpu.py [--turns 15] [--output FILE.csv]
 
-One row per shape and contender. Times are of one forward + backward:
+Two cases per shape, each with all contenders in turn:
 
-- call_us: as a training loop calls it, between CUDA events; the host's time, where it is longer;
-- graph_us: replayed from a CUDA graph, so the GPU's time alone; empty where it cannot be captured;
-- host_us: until the call returns, with an idle GPU.
+- inputs "rotating": as a training loop calls it, between CUDA events; the host's time, where it is
+  longer. `host_us` is until the call returns, with an idle GPU;
+- inputs "rotating, graph": replayed from a CUDA graph, so the GPU's time alone, of the contenders
+  that can be captured.
 
-Contenders: native and triton (`correlation_kd` by backend), eager (the formula in plain PyTorch),
-compiled (`torch.compile` of it), kl_div (`F.kl_div` of log_softmax and softmax, the common loss),
-copy (the three-stream copy of `limits.py`, which is the unit of share_of_copy_rate). Inputs rotate
-past the caches.
+Contenders: ours (of the backends native and triton the first that runs; the other one is a peer),
+eager (the formula in plain PyTorch), compiled (`torch.compile` of it), kl_div (`F.kl_div` of
+log_softmax and softmax, the common loss), copy (the three-stream copy). Inputs rotate past the
+caches. `peak_mib` is torch's allocator's.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import limits
 import torch
 import torch.nn.functional as F
-from harness import parse_options, write_rows
-from limits import copy_bytes, correlation_bytes, three_streams
+from harness import Call, Case, parse_options, rotated, write_rows
 from torch import Tensor
 
-import r2kd_ext
 from r2kd_ext import correlation_kd
 from r2kd_ext.backends import choose
+from r2kd_ext.bench.machine import gpu
+from r2kd_ext.bench.results import Rates, rows_of
+from r2kd_ext.bench.timing import Timing, timing_of
 
 RESULTS = Path(__file__).parent / "results" / "correlation_gpu.csv"
+DEVICE = "cuda"
 ROTATED_BYTES = 256 << 20  # of logits; more than the caches of any GPU hold
 SECONDS_PER_TURN = 0.02
 TEMPERATURE = 4.0
 Loss = Callable[[Tensor, Tensor], Tensor]
-Call = Callable[[int], object]
+ROLES = {
+    "copy": "unit", "ours": "ours", "eager": "reference", "compiled": "peer", "kl_div": "peer",
+}  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -79,15 +83,16 @@ def kl_div(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(log_p, F.softmax(teacher / TEMPERATURE, dim=1), reduction="batchmean")
 
 
-def contenders(shape: Shape) -> dict[str, Loss]:
+def losses(shape: Shape) -> dict[str, Loss]:
+    """The losses to compare; "ours (triton)" beside "ours" where both backends run."""
     found: dict[str, Loss] = {}
     for backend in ("native", "triton"):
         try:
-            choose(backend, torch.device("cuda"))
+            choose(backend, torch.device(DEVICE))
         except ValueError as error:
             print(f"{backend} left out: {error}", file=sys.stderr)
             continue
-        found[backend] = partial(
+        found[f"ours ({backend})" if found else "ours"] = partial(
             correlation_kd,
             temperature=TEMPERATURE,
             intra_weight=2.0 if shape.columns else 0.0,
@@ -100,29 +105,38 @@ def contenders(shape: Shape) -> dict[str, Loss]:
     return found
 
 
-def call_of(loss: Loss, shape: Shape) -> Call:
-    bytes_of_pair = 2 * shape.rows * shape.classes * shape.dtype.itemsize
-    count = max(1, min(16, ROTATED_BYTES // bytes_of_pair))
-    data = [
-        tuple(
-            torch.randn(shape.rows, shape.classes, device="cuda", dtype=shape.dtype)
-            for _ in range(2)
-        )
-        for _ in range(count)
-    ]
-    for student, _ in data:
-        student.requires_grad_()
-
-    def run(call: int) -> Tensor:
-        student, teacher = data[call % count]
-        return torch.autograd.grad(loss(student, teacher), student)[0]
-
-    return run
+def pair(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Logits [B, C] of student and teacher; the student's want a gradient."""
+    student, teacher = (
+        torch.randn(shape.rows, shape.classes, device=DEVICE, dtype=shape.dtype) for _ in range(2)
+    )
+    return student.requires_grad_(), teacher
 
 
-def copy_of(shape: Shape) -> Call:
-    a, b, c = three_streams(shape.rows * shape.classes, shape.dtype, "cuda")
-    return lambda _: torch.add(a, b, out=c)
+def calls(shape: Shape) -> dict[str, Call]:
+    """The contenders that run, all on the same inputs."""
+    size = 2 * shape.rows * shape.classes * shape.dtype.itemsize
+    data = rotated(partial(pair, shape), size, ROTATED_BYTES)
+
+    def call_of(loss: Loss) -> Call:
+        def run(call: int) -> Tensor:
+            student, teacher = data[call % len(data)]
+            return torch.autograd.grad(loss(student, teacher), student)[0]
+
+        return run
+
+    found = {"copy": limits.copy_call(shape.rows * shape.classes, shape.dtype, device=DEVICE)}
+    for name, loss in losses(shape).items():
+        run = call_of(loss)
+        try:
+            for call in range(3):  # compile, allocate
+                run(call)
+        except torch.cuda.OutOfMemoryError:
+            print(f"{name} left out: out of memory", file=sys.stderr)
+            torch.cuda.empty_cache()
+            continue
+        found[name] = run
+    return found
 
 
 def between_events(run: Callable[[], object]) -> float:
@@ -149,107 +163,103 @@ def captured(run: Call, count: int) -> torch.cuda.CUDAGraph | None:
     return graph
 
 
-def time_calls(run: Call, turns: int) -> dict[str, str]:
-    """The columns of one contender."""
-    for call in range(3):  # compile, allocate
-        run(call)
-    once = between_events(lambda: run(0))
-    count = max(1, min(200, round(SECONDS_PER_TURN / once)))
+def in_turns(measured: Mapping[str, Callable[[], float]], turns: int) -> dict[str, Timing]:
+    """Timings of functions that return their own seconds, every other turn backwards."""
+    samples: dict[str, list[float]] = {name: [] for name in measured}
+    for turn in range(turns):
+        for name, run in list(measured.items())[:: -1 if turn % 2 else 1]:
+            samples[name].append(run())
+    return {name: timing_of(seconds) for name, seconds in samples.items()}
+
+
+def timed(run: Call) -> tuple[Callable[[], float], Callable[[], float], int]:
+    """Seconds of a call on the device, seconds until a call returns, and calls in one turn."""
     numbers = itertools.count()
+    once = between_events(lambda: run(next(numbers)))
+    count = max(1, min(200, round(SECONDS_PER_TURN / once)))
 
-    def calls() -> None:
-        for _ in range(count):
-            run(next(numbers))
+    def on_device() -> float:
+        run(next(numbers))  # the contender before has left its own data in the caches
+        return between_events(lambda: [run(next(numbers)) for _ in range(count)]) / count
 
-    device = [between_events(calls) / count for _ in range(turns)]
-    host = []
-    for _ in range(turns):
+    def on_host() -> float:
         torch.cuda.synchronize()
         begin = time.perf_counter()
         run(next(numbers))
-        host.append(time.perf_counter() - begin)
+        return time.perf_counter() - begin
+
+    return on_device, on_host, count
+
+
+def replayed(run: Call, count: int) -> Callable[[], float] | None:
+    """Seconds of a call replayed from a graph, or None where it cannot be captured."""
+    graph = captured(run, count)
+    if graph is None:
+        return None
+    graph.replay()
+    return lambda: between_events(graph.replay) / count
+
+
+def peak_of(run: Call) -> int:
+    """By how many bytes a call raises what the allocator has given out."""
     torch.cuda.synchronize()
-    replayed = min(count, 16)
-    graph = captured(run, replayed)
-    on_gpu = []
-    if graph is not None:
-        graph.replay()
-        on_gpu = [between_events(graph.replay) / replayed for _ in range(turns)]
-    columns = {}
-    for name, seconds in (("call", device), ("graph", on_gpu), ("host", host)):
-        fifths = statistics.quantiles(seconds, n=5) if seconds else []
-        median = statistics.median(seconds) if seconds else None
-        columns[f"{name}_us"] = f"{median * 1e6:.1f}" if median is not None else ""
-        columns[f"{name}_p20_us"] = f"{fifths[0] * 1e6:.1f}" if fifths else ""
-        columns[f"{name}_p80_us"] = f"{fifths[-1] * 1e6:.1f}" if fifths else ""
-    return columns
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(0)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
-def gpu() -> dict[str, str]:
-    """The columns that say where a row comes from."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    info = r2kd_ext.build_info()
-    major, minor = torch.cuda.get_device_capability()
-    return {
-        "device": torch.cuda.get_device_name(),
-        "sm": f"{major}{minor}",
-        "driver": driver,
-        "torch": torch.__version__,
-        "triton": info["triton"] or "",
-        "cuda_runtime": info["cuda"]["runtime"] or "",
-        "commit": info["commit"] or "unknown",
+def measure(shape: Shape, turns: int, matrix: float) -> list[dict[str, str]]:
+    contenders = calls(shape)
+    functions = {name: timed(run) for name, run in contenders.items()}
+    device = in_turns({name: found[0] for name, found in functions.items()}, turns)
+    host = in_turns({name: found[1] for name, found in functions.items()}, turns)
+    peaks: dict[str, int | None] = {
+        name: peak_of(run) for name, run in contenders.items() if name != "copy"
     }
+    graphs = {
+        name: replay
+        for name, run in contenders.items()
+        if (replay := replayed(run, min(functions[name][2], 16))) is not None
+    }
+    work = limits.correlation(shape.rows, shape.classes, shape.dtype, columns=shape.columns)
+    case = Case(
+        "correlation",
+        (shape.rows, shape.classes),
+        str(shape.dtype).removeprefix("torch."),
+        work,
+        ROLES | {"ours (triton)": "peer"},
+        variant="" if shape.columns else "rows",
+    )
+    moved = limits.copy_bytes(shape.rows * shape.classes, shape.dtype)
 
+    def rates(timings: Mapping[str, Timing]) -> Rates:
+        return Rates(moved / timings["copy"].median, matrix)
 
-def measure(shape: Shape, turns: int) -> list[dict[str, object]]:
-    elements = shape.rows * shape.classes
-    copy = time_calls(copy_of(shape), turns)
-    rate = copy_bytes(elements, shape.dtype) / float(copy["graph_us"] or copy["call_us"])
-    rows: list[dict[str, object]] = []
-    times = {"copy": copy}
-    for name, loss in contenders(shape).items():
-        print(f"{shape.rows} x {shape.classes}, {name} ...", file=sys.stderr, flush=True)
-        try:
-            times[name] = time_calls(call_of(loss, shape), turns)
-        except torch.cuda.OutOfMemoryError:
-            print(f"{name} left out: out of memory", file=sys.stderr)
-        torch.cuda.empty_cache()
-    torch.compiler.reset()
-    needed = correlation_bytes(shape.rows, shape.classes, shape.dtype)
-    for name, columns in times.items():
-        moved = copy_bytes(elements, shape.dtype) if name == "copy" else needed
-        best = float(columns["graph_us"] or columns["call_us"])
-        rows.append(
-            {
-                "op": "correlation",
-                "rows": shape.rows,
-                "classes": shape.classes,
-                "dtype": str(shape.dtype).removeprefix("torch."),
-                "terms": "rows+columns" if shape.columns else "rows",
-                "contender": name,
-                **columns,
-                "bytes": moved,
-                "share_of_copy_rate": f"{moved / best / rate:.3f}",
-            }
-        )
-    return rows
+    hosts = {name: timing.median for name, timing in host.items()}
+    found = rows_of(case, device, rates(device), gpu(), hosts, peaks)
+    if "copy" in graphs:
+        replays = in_turns(graphs, turns)
+        found += rows_of(case._replace(inputs="rotating, graph"), replays, rates(replays), gpu())
+    return found
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark needs an NVIDIA GPU, and torch sees none")
-    rows: list[dict[str, object]] = []
+    matrix = limits.matrix_rate(DEVICE, size=8192)
+    rows: list[dict[str, str]] = []
     for shape in SHAPES:
-        rows += [row | gpu() for row in measure(shape, options.turns)]
+        print(f"{shape.rows} x {shape.classes} ...", file=sys.stderr, flush=True)
+        rows += measure(shape, options.turns, matrix)
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
         write_rows(options.output, rows)  # what there is, should the time run out
-    shown = ("rows", "classes", "dtype", "terms", "contender", "call_us", "graph_us", "host_us")
+    shown = ("shape", "dtype", "variant", "inputs", "contender", "us", "host_us", "times_ours")
     for row in rows:
-        print(*(f"{row[key]:>12}" for key in (*shown, "share_of_copy_rate")))
+        print(*(f"{row[key]:>12}" for key in (*shown, "share_of_limit")))
     print(f"written to {options.output}")
 
 

@@ -1,12 +1,13 @@
 """The teacher's forward passes of one training step on the CPU, against four plain ones.
 
-    python benchmarks/bench_ensemble.py [--turns 15] [--output FILE.csv]
+    python benchmarks/bench_ensemble.py [--turns 15] [--seconds S] [--output FILE.csv]
 
 A step of R2KD needs the blended logits of a clean and of an augmented batch. Published: the teacher
 and its pruned copy run on each, four forward passes. `TeacherEnsemble.both` folds batch norms,
 computes in channels-last order, and takes as many images at a time as were measured to be fastest.
-64 images of 64 x 64 to a batch, 200 classes, random weights; at most 5 turns, since a call takes
-seconds. bfloat16 is timed where the processor has instructions for it.
+64 images of 64 x 64 to a batch, 200 classes, random weights; at most 6 turns, since a call takes
+seconds. bfloat16 is timed where the processor has instructions for it. The unit is a copy of the
+images' size.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import limits
 import torch
-from harness import machine, parse_options, time_in_turns, write_rows
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from harness import LEAST_TURNS, Budget, Call, Case, measure, parse_options, show, write_rows
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from r2kd_ext import TeacherEnsemble, models, prune
 
@@ -40,51 +41,52 @@ def four_passes(name: str, images: list[Tensor]) -> Callable[[int], object]:
     return run
 
 
-def measure(name: str, turns: int) -> list[dict[str, object]]:
-    """One row for each dtype that the processor computes in."""
+def multiplications(network: nn.Module) -> int:
+    """What the network multiplies and adds for an image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, SIZE, SIZE))
+    return int(counter.get_total_flops()) // 2
+
+
+def measure_network(name: str, turns: int, seconds: float) -> list[dict[str, str]]:
+    """Our forward passes and the published ones."""
     images = [torch.randn(BATCH, 3, SIZE, SIZE) for _ in range(2)]
     teacher = models.create(name, CLASSES).eval()
-    ensembles = {"float32": TeacherEnsemble(teacher)}
+
+    def both(ensemble: TeacherEnsemble) -> Call:
+        return lambda call: ensemble.both(*images)
+
+    contenders = {"ours": both(TeacherEnsemble(teacher)), "four passes": four_passes(name, images)}
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        ensembles["bfloat16"] = TeacherEnsemble(teacher, dtype=torch.bfloat16)
-    contenders = {"four": four_passes(name, images)}
-    for dtype, ensemble in ensembles.items():
-        contenders[dtype] = lambda call, ensemble=ensemble: ensemble.both(*images)  # type: ignore[misc]
-    timings = time_in_turns(contenders, turns=min(turns, 5), warm_up=1)
-    four = timings["four"]
-    return [
-        {
-            "network": name,
-            "images": BATCH,
-            "size": SIZE,
-            "dtype": dtype,
-            "chunk": next(iter(ensemble._chunks.values())),
-            "ensemble_ms": f"{timings[dtype].median * 1e3:.1f}",
-            "ensemble_p20_ms": f"{timings[dtype].p20 * 1e3:.1f}",
-            "ensemble_p80_ms": f"{timings[dtype].p80 * 1e3:.1f}",
-            "four_ms": f"{four.median * 1e3:.1f}",
-            "of_four": f"{four.times_faster_than(timings[dtype]):.3f}",
-        }
-        for dtype, ensemble in ensembles.items()
-    ]
+        contenders["ours in bfloat16"] = both(TeacherEnsemble(teacher, dtype=torch.bfloat16))
+    weights = sum(weight.numel() for weight in teacher.parameters())
+    numbers = 3 * SIZE * SIZE
+    work = limits.ensemble(2 * BATCH, numbers, CLASSES, weights, multiplications(teacher))
+    case = Case(
+        "ensemble", (2 * BATCH, 3, SIZE, SIZE), "float32", work,
+        {"ours": "ours", "four passes": "reference", "ours in bfloat16": "peer"},
+        "forward", name, "resident",
+    )  # fmt: skip
+    return measure(
+        case,
+        contenders,
+        turns=min(turns, LEAST_TURNS),
+        seconds=seconds,
+        copied=2 * BATCH * numbers,
+        warm_up=0,
+        with_memory=False,
+    )
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    rows: list[dict[str, object]] = []
+    budget = Budget(options.seconds, len(NETWORKS))
+    rows: list[dict[str, str]] = []
     for name in NETWORKS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += [row | machine() for row in measure(name, options.turns)]
+        rows += measure_network(name, options.turns, budget.share())
     write_rows(options.output, rows)
-    table = Table(title="64 images of 64 x 64, twice; medians")
-    for column in ("network", "dtype", "four passes", "ensemble", "of four", "images at a time"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["network"]), str(row["dtype"]), f"{row['four_ms']} ms",
-            f"{row['ensemble_ms']} ms", f"{row['of_four']}", str(row["chunk"]),
-        )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    show(rows, "the teachers of a step, medians; ratios of paired turns")
     print(f"written to {options.output}")
 
 

@@ -1,28 +1,33 @@
 """The CPU kernels of the correlation loss alone: forward and backward, one thread and all.
 
-    python benchmarks/bench_kernels.py [--turns 15] [--output FILE.csv]
+    python benchmarks/bench_kernels.py [--turns 15] [--seconds S] [--output FILE.csv]
 
 Calls the kernels behind the ops on tensors that stay where they are; what the autograd layer and
-the checks of arguments cost is left out, the allocation of the gradient is in.
+the checks of arguments cost is left out, the allocation of the gradient is in. The unit is a copy
+of as many elements, which says what share of the limit the kernel reaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import limits
 import torch
-from harness import machine, parse_options, time_in_turns, write_rows
+from harness import Budget, Call, Case, measure, parse_options, show, write_rows
 
 from r2kd_ext.backends import native
 
 SHAPES = [(64, 100), (64, 200), (256, 1000), (128, 32000), (512, 32000)]
+TERMS = {"rows+columns": 32.0, "rows": 0.0}  # the weight of the columns' term
+VARIANTS = [("cosine", "rows+columns"), ("pearson", "rows+columns"), ("pearson", "rows")]
 RESULTS = Path(__file__).parent / "results" / "correlation_kernels_cpu.csv"
 
 
-def kernels(rows: int, classes: int, correlation: str) -> dict[str, Callable[[int], object]]:
+def kernels(rows: int, classes: int, correlation: str, columns: float) -> dict[str, Call]:
     student, teacher = torch.randn(rows, classes), torch.randn(rows, classes)  # [B, C] each
-    options = (4.0, correlation == "pearson", 32.0, 32.0)
+    options = (4.0, correlation == "pearson", 32.0, columns)
     loss, stats = native.correlation(student, teacher, None, *options, 1e-8)
     one = torch.ones_like(loss)
     return {
@@ -33,28 +38,48 @@ def kernels(rows: int, classes: int, correlation: str) -> dict[str, Callable[[in
     }
 
 
+def thread_counts() -> list[int]:
+    return sorted({1, torch.get_num_threads()})
+
+
+def cases() -> Iterator[tuple[Case, Call, int]]:
+    """Cases with their kernel and number of threads."""
+    for shape in SHAPES:
+        for correlation, terms in VARIANTS:
+            for passes, run in kernels(*shape, correlation, TERMS[terms]).items():
+                for threads in thread_counts():
+                    work = limits.correlation(
+                        *shape, torch.float32, passes=passes, columns=terms != "rows"
+                    )
+                    case = Case(
+                        "correlation kernel", shape, "float32", work, {"ours": "ours"},
+                        passes, f"{correlation}, {terms}", "resident",
+                    )  # fmt: skip
+                    yield case, run, threads
+
+
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    found: list[dict[str, object]] = []
-    for rows, classes in SHAPES:
-        for correlation in ("cosine", "pearson"):
-            for threads in sorted({1, torch.get_num_threads()}):
-                before = torch.get_num_threads()
-                torch.set_num_threads(threads)
-                timings = time_in_turns(kernels(rows, classes, correlation), turns=options.turns)
-                row: dict[str, object] = {
-                    "op": "correlation",
-                    "rows": rows,
-                    "classes": classes,
-                    "correlation": correlation,
-                    "dtype": "float32",
-                    **{f"{name}_us": f"{t.median * 1e6:.1f}" for name, t in timings.items()},
-                    **machine(),
-                }
-                torch.set_num_threads(before)
-                found.append(row)
-                print(", ".join(f"{key} {row[key]}" for key in list(row)[1:-4]), flush=True)
-    write_rows(options.output, found)
+    budget = Budget(options.seconds, len(SHAPES) * len(VARIANTS) * 2 * len(thread_counts()))
+    before = torch.get_num_threads()
+    rows: list[dict[str, str]] = []
+    for case, run, threads in cases():
+        print(f"{case.passes}, {case.shape}, {threads} threads ...", file=sys.stderr, flush=True)
+        torch.set_num_threads(threads)
+        try:
+            rows += measure(
+                case,
+                {"ours": run},
+                turns=options.turns,
+                seconds=budget.share(),
+                copied=case.shape[0] * case.shape[1],
+                with_memory=False,
+                seconds_per_turn=0.02,
+            )
+        finally:
+            torch.set_num_threads(before)
+    write_rows(options.output, rows)
+    show(rows, "kernels of the correlation loss, medians")
     print(f"written to {options.output}")
 
 

@@ -1,6 +1,6 @@
 """Ranks on the CPU, against eager formulas, torchsort and torch.sort.
 
-    python benchmarks/bench_rank.py [--turns 15] [--output FILE.csv]
+    python benchmarks/bench_rank.py [--turns 15] [--seconds S] [--output FILE.csv]
 
 Three operations in float32, each timed in turn with its own contenders on the same inputs:
 
@@ -10,11 +10,11 @@ Three operations in float32, each timed in turn with its own contenders on the s
   it is installed (`pip install torchsort --no-build-isolation`; what it computes is compared
   first), and 3 calls of `torch.sort` on the input. At strength 1 a row of normal numbers is one
   pool; at 3 / C pools are a few neighbours;
-- loss: `r2kd_ext.correlation_kd`, forward + backward, with hard and with soft ranks, against the
-  same without a rank term.
+- correlation: `r2kd_ext.correlation_kd`, forward + backward, with hard and with soft ranks, against
+  the same without a rank term, and with hard ranks against the eager formula.
 
-Inputs are standard normal and stay in place. Of 512 x 32000 at most 5 turns are taken: one call of
-the eager formula takes seconds there.
+Inputs are standard normal and stay in place. A variant of a rank term is not a variant of the
+correlation benchmark, so the cases of both files differ.
 """
 
 from __future__ import annotations
@@ -24,29 +24,23 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import limits
 import torch
-from harness import Timing, machine, parse_options, time_in_turns, write_rows
-from rich.console import Console
-from rich.table import Table
+from bench_correlation import eager as eager_value
+from harness import Budget, Call, Case, measure, parse_options, show, write_rows
 from torch import Tensor
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
 
 RESULTS = Path(__file__).parent / "results" / "rank_cpu.csv"
-Call = Callable[[int], object]
-
-
-class Case(NamedTuple):
-    """An operation on B x C numbers; contenders by the name of their columns."""
-
-    op: str
-    rows: int
-    classes: int
-    strength: float | None
-    contenders: dict[str, Call]
-    sorts: int | None = None  # how often `sorts` calls torch.sort
+DTYPE = torch.float32
+SPEARMAN = [(64, 100), (256, 1000), (128, 32000)]
+SOFT_RANK = [(64, classes, strength) for classes in (100, 1000, 10000)
+             for strength in (1.0, 3 / classes)]  # fmt: skip
+LOSS = [(64, 100), (64, 200), (256, 1000)]
+Measured = tuple[Case, dict[str, Call]]
 
 
 def eager_spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -61,14 +55,17 @@ def eager_spearman(x: Tensor, y: Tensor) -> Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
 
 
-def spearman_case(rows: int, classes: int) -> Case:
+def spearman_case(rows: int, classes: int) -> Measured:
     x, y = torch.randn(rows, classes), torch.randn(rows, classes)  # [B, C] each
     contenders: dict[str, Call] = {
-        "fused": lambda _: spearman(x, y),
+        "ours": lambda _: spearman(x, y),
         "eager": lambda _: eager_spearman(x, y),
-        "sorts": lambda _: (torch.sort(x), torch.sort(y)),
+        "2 torch.sort": lambda _: (torch.sort(x), torch.sort(y)),
     }
-    return Case("spearman", rows, classes, None, contenders, sorts=2)
+    roles = {"ours": "ours", "eager": "reference", "2 torch.sort": "unit"}
+    work = limits.hard_spearman(rows, classes, DTYPE)
+    case = Case("spearman", (rows, classes), "float32", work, roles, "forward", "hard", "resident")
+    return case, contenders
 
 
 def training_call(
@@ -83,7 +80,7 @@ def training_call(
     return run
 
 
-def soft_rank_case(rows: int, classes: int, strength: float) -> Case:
+def soft_rank_case(rows: int, classes: int, strength: float) -> Measured:
     x, weight = torch.randn(rows, classes, requires_grad=True), torch.randn(rows, classes)
 
     def sorts(call: int) -> None:
@@ -91,109 +88,75 @@ def soft_rank_case(rows: int, classes: int, strength: float) -> Case:
             torch.sort(x.detach())
 
     ours = partial(soft_rank, strength=strength)
-    contenders = {"fused": training_call(ours, x, weight), "sorts": sorts}
+    contenders = {"ours": training_call(ours, x, weight), "3 torch.sort": sorts}
     if find_spec("torchsort"):
         import torchsort
 
         peer = partial(torchsort.soft_rank, regularization_strength=strength)
         torch.testing.assert_close(peer(x), ours(x), rtol=1e-3, atol=1e-2)
         contenders["torchsort"] = training_call(peer, x, weight)
-    return Case("soft_rank", rows, classes, strength, contenders, sorts=3)
+    roles = {"ours": "ours", "torchsort": "peer", "3 torch.sort": "unit"}
+    work = limits.soft_rank(rows, classes, DTYPE)
+    case = Case(
+        "soft_rank", (rows, classes), "float32", work, roles,
+        variant=f"strength {strength:g}", inputs="resident",
+    )  # fmt: skip
+    return case, contenders
 
 
-def loss_cases(rows: int, classes: int) -> list[Case]:
+def loss_cases(rows: int, classes: int) -> Iterator[Measured]:
     student, teacher = torch.randn(rows, classes, requires_grad=True), torch.randn(rows, classes)
 
     def trained(**options: Any) -> Call:
-        loss = partial(correlation_kd, teacher_logits=teacher, **options)
-        return training_call(loss, student)
+        return training_call(partial(correlation_kd, teacher_logits=teacher, **options), student)
+
+    def eager(student: Tensor) -> Tensor:
+        return eager_value(student, teacher) + 2 * (1 - eager_spearman(student, teacher).mean())
 
     strength = 3 / classes
-    soft = trained(rank_weight=2.0, rank="soft", rank_strength=strength)
-    hard, value = trained(rank_weight=2.0), trained()
-    return [
-        Case("loss, hard", rows, classes, None, {"fused": hard, "value": value}),
-        Case("loss, soft", rows, classes, strength, {"fused": soft, "value": value}),
-    ]
-
-
-def cases() -> Iterator[Case]:
-    """One after another, so that the inputs of one do not take the caches of the next."""
-    for shape in ((64, 100), (256, 1000), (512, 32000)):
-        yield spearman_case(*shape)
-    for classes in (100, 1000, 10000):
-        for strength in (1.0, 3 / classes):
-            yield soft_rank_case(64, classes, strength)
-    for shape in ((64, 100), (64, 200), (256, 1000)):
-        yield from loss_cases(*shape)
-
-
-def measure(case: Case, turns: int) -> dict[str, object]:
-    """The row of one case."""
-    slow = case.rows * case.classes > 1_000_000
-    timings = (
-        time_in_turns(case.contenders, turns=min(turns, 5), warm_up=1)
-        if slow
-        else time_in_turns(case.contenders, turns=turns)
-    )
-    fused = timings["fused"]
-
-    def microseconds(timing: Timing | None) -> str:
-        return "" if timing is None else f"{timing.median * 1e6:.1f}"
-
-    def times(name: str) -> str:
-        return f"{fused.times_faster_than(timings[name]):.2f}" if name in timings else ""
-
-    return {
-        "op": case.op,
-        "rows": case.rows,
-        "classes": case.classes,
-        "dtype": "float32",
-        "strength": "" if case.strength is None else f"{case.strength:g}",
-        "fused_us": microseconds(fused),
-        "fused_p20_us": f"{fused.p20 * 1e6:.1f}",
-        "fused_p80_us": f"{fused.p80 * 1e6:.1f}",
-        "eager_us": microseconds(timings.get("eager")),
-        "torchsort_us": microseconds(timings.get("torchsort")),
-        "sorts": "" if case.sorts is None else case.sorts,
-        "sorts_us": microseconds(timings.get("sorts")),
-        "value_us": microseconds(timings.get("value")),
-        "times_eager": times("eager"),
-        "times_torchsort": times("torchsort"),
-        "times_sorts": times("sorts"),
-        "of_value": (
-            f"{timings['value'].times_faster_than(fused):.2f}" if "value" in timings else ""
-        ),
-    }
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    table = Table(title="medians; ratios are medians of paired turns")
-    for column in (
-        "operation", "ours", "eager", "torchsort", "torch.sort", "value term",
-        "ours is faster than eager", "than torchsort", "than torch.sort", "takes of the value term",
+    plain = trained()
+    hard = {"ours": trained(rank_weight=2.0), "eager": training_call(eager, student)}
+    soft = {"ours": trained(rank_weight=2.0, rank="soft", rank_strength=strength)}
+    roles = {"ours": "ours", "eager": "reference", "ours without ranks": "unit"}
+    for variant, contenders, is_soft in (
+        ("hard ranks", hard, False), (f"soft ranks, strength {strength:g}", soft, True),
     ):  # fmt: skip
-        table.add_column(column, justify="right")
-    for row in rows:
-        strength = f", strength {row['strength']}" if row["strength"] else ""
-        times = ("fused_us", "eager_us", "torchsort_us", "sorts_us", "value_us")
-        ratios = ("times_eager", "times_torchsort", "times_sorts", "of_value")
-        table.add_row(
-            f"{row['op']} {row['rows']} x {row['classes']}{strength}",
-            *(f"{row[key]} us" if row[key] else "-" for key in times),
-            *(f"{row[key]}x" if row[key] else "-" for key in ratios),
-        )
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+        work = limits.ranked_correlation(rows, classes, DTYPE, soft=is_soft)
+        case = Case(
+            "correlation", (rows, classes), "float32", work, roles,
+            variant=variant, inputs="resident",
+        )  # fmt: skip
+        yield case, {**contenders, "ours without ranks": plain}
+
+
+def cases() -> Iterator[Measured]:
+    """One after another, so that the inputs of one do not take the caches of the next."""
+    for shape in SPEARMAN:
+        yield spearman_case(*shape)
+    for case in SOFT_RANK:
+        yield soft_rank_case(*case)
+    for shape in LOSS:
+        yield from loss_cases(*shape)
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    rows: list[dict[str, object]] = []
-    for case in cases():
-        print(f"{case.op}, {case.rows} x {case.classes} ...", file=sys.stderr, flush=True)
-        rows.append(measure(case, options.turns) | machine())
+    budget = Budget(options.seconds, len(SPEARMAN) + len(SOFT_RANK) + 2 * len(LOSS))
+    rows: list[dict[str, str]] = []
+    for case, contenders in cases():
+        print(f"{case.op}, {case.shape} {case.variant} ...", file=sys.stderr, flush=True)
+        slow = case.shape[0] * case.shape[1] > 1_000_000  # one eager call takes seconds there
+        rows += measure(
+            case,
+            contenders,
+            turns=options.turns,
+            seconds=budget.share(),
+            copied=case.shape[0] * case.shape[1],
+            warm_up=0 if slow else 2,
+            with_memory=False,
+        )
     write_rows(options.output, rows)
-    show(rows)
+    show(rows, "ranks, medians; ratios of paired turns")
     print(f"written to {options.output}")
 
 

@@ -1,125 +1,136 @@
-"""Timing that can be compared, and result files that say where they come from.
+"""What all benchmarks share: their command line, their time, and the rows of a case.
 
-All contenders of a row are timed in turn (A B C A B C ...), so that a drift of the machine meets
-each alike; a figure is the median over the turns, a ratio the median of the turns' ratios.
+Timing, memory, limits and the schema of the result files are `r2kd_ext.bench`, since `r2kd bench`
+uses them too.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gc
-import io
-import platform
-import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
-import r2kd_ext
-from r2kd_ext.train.files import write
+from r2kd_ext.bench.limits import copy_bytes, copy_call, matrix_rate
+from r2kd_ext.bench.machine import machine
+from r2kd_ext.bench.results import Case, Rates, Work, rows_of
+from r2kd_ext.bench.results import save as write_rows
+from r2kd_ext.bench.timing import (
+    LEAST_TURNS,
+    ROTATED_BYTES,
+    Timing,
+    peak_memory,
+    rotated,
+    time_in_turns,
+)
+
+__all__ = [
+    "LEAST_TURNS", "ROTATED_BYTES", "Budget", "Call", "Case", "Timing", "Work", "host_times",
+    "machine", "measure", "parse_options", "peak_memory", "rotated", "show", "time_in_turns",
+    "write_rows",
+]  # fmt: skip
+
+Call = Callable[[int], object]
 
 
 def parse_options(doc: str, results: Path) -> argparse.Namespace:
-    """The command line of a benchmark with this docstring: `turns` and `output`."""
+    """The command line of a benchmark with this docstring: `turns`, `seconds` and `output`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument(
-        "--turns", type=int, default=15, help="how often each is timed (default 15)"
+        "--turns",
+        type=int,
+        default=15,
+        help=f"how often each is timed (default 15; below {LEAST_TURNS} a ratio has no interval)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help=f"take fewer turns, down to {LEAST_TURNS}, to end in about this time",
     )
     parser.add_argument("--output", type=Path, default=results, help="the result file (CSV)")
     options = parser.parse_args()
     if options.turns < 2:
         parser.error(f"--turns must be at least 2, got {options.turns}")
+    if not options.seconds > 0:
+        parser.error(f"--seconds must be > 0, got {options.seconds}")
     return options
 
 
-class Timing(NamedTuple):
-    """Seconds per call: median and the 20th and 80th percentile over the turns."""
+class Budget:
+    """Seconds that the measurements still to come share alike."""
 
-    median: float
-    p20: float
-    p80: float
-    turns: list[float]
+    def __init__(self, seconds: float, parts: int) -> None:
+        self._end = time.monotonic() + seconds
+        self._parts = parts
 
-    def times_faster_than(self, other: Timing) -> float:
-        """Median over the turns of how many times the other one's time is this one's."""
-        return statistics.median(b / a for a, b in zip(self.turns, other.turns, strict=True))
+    def share(self) -> float:
+        """The seconds of the next part."""
+        left = max(self._end - time.monotonic(), 0.0) / max(self._parts, 1)
+        self._parts -= 1
+        return left
 
 
-def time_in_turns(
-    contenders: Mapping[str, Callable[[int], object]],
+@cache
+def _matrix_rate(threads: int) -> float:
+    return matrix_rate()
+
+
+def measure(
+    case: Case,
+    contenders: Mapping[str, Call],
     *,
     turns: int,
+    seconds: float,
+    copied: int,
+    dtype: torch.dtype = torch.float32,
     warm_up: int = 2,
-    seconds_per_turn: float = 0.1,
-) -> dict[str, Timing]:
-    """Time every contender `turns` times, in turn.
+    host: Mapping[str, float] | None = None,
+    with_memory: bool = True,
+    prepare: Callable[[], object] = lambda: None,
+    seconds_per_turn: float = 0.05,
+) -> list[dict[str, str]]:
+    """The rows of a case on the CPU: its contenders in turn with a copy of `copied` elements.
 
-    A contender is called with the number of the call, by which it may choose among inputs that do
-    not fit the caches together. One turn repeats it for about `seconds_per_turn`, after `warm_up`
-    calls that do not count: caches, predictors and freed memory are then its own and not those of
-    the contender before. With as many as there are inputs, each gradient has been replaced once.
+    `host` is the calls' own time in seconds (`host_times`); `prepare` is that of `peak_memory`.
     """
-    calls = {}
-    for name, run in contenders.items():
-        run(0)  # compile, allocate, wake threads
-        start = time.perf_counter()
-        run(1)
-        once = time.perf_counter() - start
-        calls[name] = max(1, warm_up, min(2000, round(seconds_per_turn / once)))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    gc.disable()
-    try:
-        for _ in range(turns):
-            for name, run in contenders.items():
-                for call in range(warm_up):
-                    run(call)
-                start = time.perf_counter()
-                for call in range(calls[name]):
-                    run(call)
-                samples[name].append((time.perf_counter() - start) / calls[name])
-    finally:
-        gc.enable()
-    return {name: _timing(values) for name, values in samples.items()}
+    copy = copy_call(copied, dtype, resident=case.inputs == "resident")
+    timings = time_in_turns(
+        {**contenders, "copy": copy},
+        turns=turns, warm_up=warm_up, seconds_per_turn=seconds_per_turn, seconds=seconds,
+    )  # fmt: skip
+    rate = copy_bytes(copied, dtype) / timings["copy"].median
+    rates = Rates(rate, _matrix_rate(torch.get_num_threads()))
+    peaks = None
+    if with_memory:
+        peaks = {name: peak_memory(run, prepare=prepare) for name, run in contenders.items()}
+    case = case._replace(contenders={"copy": "unit", **case.contenders})
+    return rows_of(case, timings, rates, machine(), host, peaks)
 
 
-def _timing(values: list[float]) -> Timing:
-    fifths = statistics.quantiles(values, n=5)
-    return Timing(statistics.median(values), fifths[0], fifths[-1], values)
+def host_times(contenders: Mapping[str, Call]) -> dict[str, float]:
+    """Seconds of calls whose inputs are so small that only the call itself takes time."""
+    timings = time_in_turns(contenders, turns=LEAST_TURNS, seconds_per_turn=0.01)
+    return {name: timing.median for name, timing in timings.items()}
 
 
-def machine() -> dict[str, str]:
-    """The columns that say where a row comes from."""
-    info = r2kd_ext.build_info()
-    return {
-        "device": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "simd": info["simd"],
-        "torch": torch.__version__,
-        "commit": info["commit"] or "unknown",
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        facts: dict[str, str] = {}
-        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
-            name, _, value = line.partition(":")
-            facts[name.strip()] = value.strip()
-        family = f"family {facts.get('cpu family')} model {facts.get('model')}"
-        return f"{facts.get('model name', platform.machine())} ({family})"
-    return platform.processor() or platform.machine()
-
-
-def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write a result file, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, text.getvalue())
+def show(rows: Sequence[Mapping[str, str]], title: str) -> None:
+    """Print the rows but the units' as a table."""
+    table = Table(title=title)
+    columns = ("contender", "us", "times_ours", "interval", "peak_mib", "share_of_limit")
+    for column in ("case", *columns):
+        table.add_column(column.replace("_", " "), justify="left" if column == "case" else "right")
+    for row in rows:
+        if row["role"] == "unit":
+            continue
+        keys = ("op", "passes", "shape", "variant", "dtype", "inputs")
+        interval = f"{row['times_ours_low']} to {row['times_ours_high']}"
+        cells = [interval if column == "interval" else row[column] for column in columns]
+        table.add_row(", ".join(row[key] for key in keys if row[key]), *cells)
+    Console(width=None if sys.stdout.isatty() else 180).print(table)

@@ -103,12 +103,12 @@ def test_bad_usage_ends_with_2(
 
 
 def test_every_option_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "info"):
+    for command in ("demo", "info", "bench"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         text = capsys.readouterr().out
         options = re.findall(r"^  (?:-h, )?(--[a-z]+)(.*(?:\n {10,}.*)*)", text, re.MULTILINE)
-        assert len(options) == {"demo": 6, "info": 2}[command]
+        assert len(options) == {"demo": 6, "info": 2, "bench": 3}[command]
         for option, described in options:
             assert len(described.split()) > 3, option
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .bench import command as bench
 from .demo.settings import QUICK, Settings
 from .train import cli_eval, cli_train
 
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("--json", action="store_true", help="print build_info() as JSON")
     info.set_defaults(run=_info)
+    bench.add_commands(commands)
     return parser
 
 

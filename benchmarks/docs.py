@@ -1,0 +1,227 @@
+"""The tables of README and docs and the plots of docs/benchmarks.md, from the result files alone.
+
+    python benchmarks/docs.py
+
+A table lies between two comments that name it; what is between them is replaced. Plots go to
+docs/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import growth
+import plots
+
+from r2kd_ext.bench import results
+from r2kd_ext.train.files import write
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = [f"{name}_cpu.csv" for name in ("correlation", "correlation_kernels", "rank", "growth")]
+PAGE = ROOT / "docs" / "benchmarks.md"
+Row = dict[str, str]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table in Markdown; the first `left` columns are text."""
+    lines = [heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def microseconds(row: Row | None) -> str:
+    return "-" if row is None else f"{float(row['us']):,.0f}"
+
+
+def times(row: Row | None) -> str:
+    """How many times faster ours is than this contender."""
+    return "-" if row is None else f"{float(row['times_ours']):.1f}"
+
+
+def times_with_interval(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    low, high = float(row["times_ours_low"]), float(row["times_ours_high"])
+    return f"{times(row)} ({low:.1f} to {high:.1f})"
+
+
+def by_case(rows: Sequence[Row]) -> list[dict[str, Row]]:
+    """Contender -> row of each case, in the order of the file."""
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        case = tuple(row[column] for column in results.CASE)
+        found.setdefault(case, {})[row["contender"]] = row
+    return list(found.values())
+
+
+def machine(rows: Sequence[Row]) -> str:
+    """Where a file's rows come from, in words."""
+    (where,) = {(row["device"], row["simd"], row["torch"], row["commit"]) for row in rows}
+    threads = " or ".join(sorted({row["threads"] for row in rows}))
+    device, simd, torch, commit = where
+    thread = "thread" if threads == "1" else "threads"
+    return f"{threads} {thread} of {device}, {simd}, torch {torch}, commit {commit[:12]}"
+
+
+def readme_table(folder: Path = RESULTS) -> str:
+    rows = results.load(folder / "correlation_cpu.csv")
+    cells = [
+        [
+            case["ours"]["shape"], case["ours"]["inputs"],
+            *(microseconds(case[name]) for name in ("ours", "eager", "compiled")),
+            *(times(case[name]) for name in ("eager", "compiled")),
+        ]
+        for case in by_case(rows)
+        if case["ours"]["dtype"] == "float32"
+    ]  # fmt: skip
+    heads = ("logits", "inputs", "fused", "eager", "compiled", "times eager", "times compiled")
+    return f"Measured on {machine(rows)}.\n\n{table(heads, cells, 2)}"
+
+
+def spearman_table(folder: Path = RESULTS) -> str:
+    cells = [
+        [
+            case["ours"]["shape"], microseconds(case["ours"]), microseconds(case["eager"]),
+            times(case["eager"]), times(case["2 torch.sort"]),
+        ]
+        for case in by_case(results.load(folder / "rank_cpu.csv"))
+        if case["ours"]["op"] == "spearman"
+    ]  # fmt: skip
+    return table(("hard `spearman`", "ours", "eager", "times eager", "times 2 `torch.sort`"), cells)
+
+
+def soft_rank_table(folder: Path = RESULTS) -> str:
+    cells = [
+        [
+            case["ours"]["shape"], case["ours"]["variant"].removeprefix("strength "),
+            microseconds(case["ours"]), microseconds(case.get("torchsort")),
+            times(case.get("torchsort")), times(case["3 torch.sort"]),
+        ]
+        for case in by_case(results.load(folder / "rank_cpu.csv"))
+        if case["ours"]["op"] == "soft_rank"
+    ]  # fmt: skip
+    heads = (
+        "`soft_rank`, forward + backward", "strength", "ours", "torchsort", "times torchsort",
+        "times 3 `torch.sort`",
+    )  # fmt: skip
+    return table(heads, cells)
+
+
+def ranked_loss_table(folder: Path = RESULTS) -> str:
+    found: dict[str, list[dict[str, Row]]] = {}
+    for case in by_case(results.load(folder / "rank_cpu.csv")):
+        if case["ours"]["op"] == "correlation":
+            found.setdefault(case["ours"]["shape"], []).append(case)
+    cells = []
+    for shape, (hard, soft) in found.items():
+        plain = "ours without ranks"
+        cells.append(
+            [
+                shape, microseconds(hard[plain]), microseconds(hard["ours"]),
+                microseconds(soft["ours"]),
+                *(f"{1 / float(case[plain]['times_ours']):.1f}" for case in (hard, soft)),
+            ]
+        )  # fmt: skip
+    heads = (
+        "`correlation_kd`, forward + backward", "without ranks", "with hard ranks",
+        "with soft ranks", "hard takes of none", "soft of none",
+    )  # fmt: skip
+    return table(heads, cells)
+
+
+def rank_machine(folder: Path = RESULTS) -> str:
+    return f"Measured on {machine(results.load(folder / 'rank_cpu.csv'))}."
+
+
+def all_contenders(name: str, folder: Path) -> str:
+    """Every case of a file with its contenders, but the units."""
+    rows = results.load(folder / name)
+    cells = []
+    for case in by_case(rows):
+        for row in case.values():
+            if row["role"] == "unit":
+                continue
+            keys = ("op", "passes", "shape", "variant", "dtype", "inputs")
+            cells.append(
+                [
+                    ", ".join(row[key] for key in keys if row[key]), row["contender"],
+                    f"{float(row['us']):,.1f}",
+                    f"{float(row['p20_us']):,.1f} to {float(row['p80_us']):,.1f}",
+                    "" if row["role"] == "ours" else times_with_interval(row),
+                    row["peak_mib"] or "-", f"{100 * float(row['share_of_limit']):.2g}%",
+                ]
+            )  # fmt: skip
+    heads = ("case", "contender", "us", "p20 to p80", "ours is faster (95%)", "peak MiB",
+             "of the limit")  # fmt: skip
+    return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
+
+
+def growth_table(folder: Path = RESULTS) -> str:
+    """The fits of growth_cpu.csv."""
+    rows = [row for row in results.load(folder / "growth_cpu.csv") if row["role"] == "ours"]
+    cells = []
+    for op, axis in dict.fromkeys((row["op"], row["variant"]) for row in rows):
+        chosen = [row for row in rows if (row["op"], row["variant"]) == (op, axis)]
+        shapes = [tuple(map(int, row["shape"].split(" x "))) for row in chosen]
+        sizes = [shape["BC".index(axis)] for shape in shapes]
+        found = growth.fit(sizes, [float(row["us"]) for row in chosen])
+        fixed = f"C = {shapes[0][1]}" if axis == "B" else f"B = {shapes[0][0]}"
+        above = "yes" if found.jump > growth.JUMP else ""
+        cells.append(
+            [
+                op, f"{axis} {sizes[0]} to {sizes[-1]}, {fixed}", f"{found.constant:,.1f}",
+                f"{found.exponent:.2f}", f"{found.jump:.2f} at {axis} = {found.at}", above,
+            ]
+        )  # fmt: skip
+    heads = ("op", "size", "constant us", "exponent", "largest jump", f"above {growth.JUMP}")
+    return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what is between the comments of the table `name` replaced."""
+    begin, end = f"<!-- table {name}: made by make bench-docs -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"{begin} ... {end} must be there once")
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
+
+
+TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
+    "README.md": {"correlation": readme_table},
+    "docs/rank.md": {
+        "machine": rank_machine,
+        "spearman": spearman_table,
+        "soft_rank": soft_rank_table,
+        "ranked loss": ranked_loss_table,
+    },
+    "docs/benchmarks.md": {
+        "correlation": lambda folder: all_contenders("correlation_cpu.csv", folder),
+        "kernels": lambda folder: all_contenders("correlation_kernels_cpu.csv", folder),
+        "rank": lambda folder: all_contenders("rank_cpu.csv", folder),
+        "growth": growth_table,
+    },
+}
+
+
+def document(name: str, text: str, folder: Path = RESULTS) -> str:
+    """The document with all its tables made anew."""
+    for part, make in TABLES[name].items():
+        text = replaced(text, part, make(folder))
+    return text
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    for name in TABLES:
+        path = ROOT / name
+        write(path, document(name, path.read_text()))
+        print(f"written to {path.relative_to(ROOT)}")
+    for path in plots.draw_all(RESULTS, PAGE.with_suffix("")):
+        print(f"written to {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

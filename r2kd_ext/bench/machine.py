@@ -1,0 +1,58 @@
+"""What a measurement was made with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from ..info import build_info
+
+
+def machine() -> dict[str, str]:
+    """The columns that say where a row of CPU times comes from."""
+    info = build_info()
+    return {
+        "device": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "simd": info["simd"],
+        "torch": torch.__version__,
+        "driver": "",
+        "commit": info["commit"] or "unknown",
+    }
+
+
+def gpu() -> dict[str, str]:
+    """The columns that say where a row of GPU times comes from: of the current CUDA device.
+
+    "simd" is its compute capability, "driver" the driver with the CUDA runtime and Triton.
+    """
+    info = build_info()
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = "unknown"
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "device": torch.cuda.get_device_name(),
+        "threads": "",
+        "simd": f"sm_{major}{minor}",
+        "torch": torch.__version__,
+        "driver": f"{driver}, CUDA {info['cuda']['runtime']}, Triton {info['triton']}",
+        "commit": info["commit"] or "unknown",
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        facts: dict[str, str] = {}
+        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
+        family = f"family {facts.get('cpu family')} model {facts.get('model')}"
+        return f"{facts.get('model name', platform.machine())} ({family})"
+    return platform.processor() or platform.machine()
