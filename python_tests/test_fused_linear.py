@@ -11,7 +11,7 @@ import torch
 from cases import every_backend, generator
 from fused_linear_cases import Heads, Truth, distances, make_heads, truth_of
 from torch import Tensor
-from triton_sessions import Selection, assert_passed, sessions_of
+from triton_sessions import Selection, assert_passed, run_selection
 
 from r2kd_ext import (
     autograd_fused_linear,
@@ -455,10 +455,7 @@ def test_triton_in_its_interpreter() -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     selection: Selection = {
         "test_fused_linear.py": (
-            "test_no_row or test_one_class or (test_chunks and (5 or 22)) or test_mixed_dtypes",
-            9,
+            "test_no_row or test_one_class or (test_chunks and (5 or 22)) or test_mixed_dtypes"
         )
     }
-    with sessions_of(selection) as sessions:
-        for file, session in sessions.items():
-            assert_passed(session.result(), selection[file][1])
+    assert_passed(run_selection(selection, R2KD_BACKEND="triton"), 9)
