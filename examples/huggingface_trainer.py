@@ -102,7 +102,7 @@ def main(epochs: int) -> dict[str, float]:
             disable_tqdm=True,
             seed=0,
         )
-        common = {
+        common: dict[str, Any] = {
             "args": arguments,
             "train_dataset": train,
             "eval_dataset": test,
