@@ -20,7 +20,7 @@ PACKAGE := setup.py CMakeLists.txt pyproject.toml MANIFEST.in README.md LICENSE 
 # The suite runs beside the tests, where only the installed package can be imported. Two workers;
 # threads that wait give their processor away, which by default they keep from the other worker.
 PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 OMP_WAIT_POLICY=passive \
-  $(BIN)/python -m pytest -n 2 --dist loadfile
+  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 SANITIZED := build/sanitized
 SANITIZER_TESTS := test_correlation.py test_correlation_inputs.py test_correlation_numerics.py \

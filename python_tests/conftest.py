@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -53,11 +54,21 @@ def ranks() -> Iterator[Any]:
     pool.close()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With R2KD_TEST_SHARD=1/3, the second of three shares; a test's cases stay together.
+def pytest_configure(config: pytest.Config) -> None:
+    """Take Ctrl-C as in the foreground: shells have jobs in the background ignore it, and with
+    them all that they start, which would leave nothing of the tests of Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that several workers end together.
+
+    With R2KD_TEST_SHARD=1/3, the second of three shares; a test's cases stay together.
     tools/gpu_check.py runs sessions side by side, and has no package that would split them.
     """
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
     shard = os.environ.get("R2KD_TEST_SHARD")
     if not shard:
         return

@@ -269,7 +269,7 @@ def test_resume_refuses_what_it_cannot_go_on_with(
         (["--run.precision", "fp16"], "run.precision fp16 needs a GPU"),
         (["--run.trackers", "[wandb]"], "wandb, which is not installed: pip install wandb"),
         (["--optimizer.batch_size", "5000"], "optimizer.batch_size must be between 1 and"),
-        (["--augment.view", "none"], "augment.view must be one of"),
+        (["--augment.view", "none"], "augment.view must name a view"),
         (["--student.name", "digits_studnt"], "did you mean digits_student"),
         (["--optimizer.batchsize", "5"], "batch_size"),
         (["--epochs", "5"], "epochs"),
