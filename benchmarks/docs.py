@@ -139,15 +139,19 @@ def rank_machine(folder: Path = RESULTS) -> str:
 def all_contenders(name: str, folder: Path) -> str:
     """Every case of a file with its contenders, but the units."""
     rows = results.load(folder / name)
+    several_counts = len({row["threads"] for row in rows}) > 1
     cells = []
     for case in by_case(rows):
         for row in case.values():
             if row["role"] == "unit":
                 continue
             keys = ("op", "passes", "shape", "variant", "dtype", "inputs")
+            parts = [row[key] for key in keys if row[key]]
+            if several_counts:
+                parts.append("1 thread" if row["threads"] == "1" else f"{row['threads']} threads")
             cells.append(
                 [
-                    ", ".join(row[key] for key in keys if row[key]), row["contender"],
+                    ", ".join(parts), row["contender"],
                     f"{float(row['us']):,.1f}",
                     f"{float(row['p20_us']):,.1f} to {float(row['p80_us']):,.1f}",
                     "" if row["role"] == "ours" else times_with_interval(row),
