@@ -69,7 +69,7 @@ class RowExp {
  private:
   static constexpr T kRound = 3 * kLimit;
   static constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
-  using Integer = typename VectorOf<T>::integer;
+  using Bits = typename VectorOf<T>::bits;  // unsigned: powers above 2^0 wrap around
 
   // The power of two, relative to k, that stands for all smaller ones. 2^n alone: its exponent bits
   // are 0, and so is the number.
@@ -89,9 +89,9 @@ class RowExp {
     if constexpr (kBySixteenths) {
       return by_sixteenths(shifted, f);
     } else {
-      constexpr auto one = std::int64_t{sizeof(T) == 4 ? 127 : 1023} << kMantissa;
-      const Integer power = (reinterpret_cast<Integer>(shifted) << kMantissa) +
-                            static_cast<std::remove_reference_t<decltype(Integer{}[0])>>(one);
+      constexpr auto one = std::uint64_t{sizeof(T) == 4 ? 127 : 1023} << kMantissa;
+      const Bits power = (reinterpret_cast<Bits>(shifted) << kMantissa) +
+                         static_cast<std::remove_reference_t<decltype(Bits{}[0])>>(one);
       return exp2_polynomial(f) * (reinterpret_cast<Vector<T>>(power) * scale_);
     }
   }

@@ -48,6 +48,7 @@ struct VectorOf<float> {
   typedef float unaligned
       __attribute__((vector_size(R2KD_VECTOR_BYTES), aligned(4), may_alias));
   typedef std::int32_t integer __attribute__((vector_size(R2KD_VECTOR_BYTES)));
+  typedef std::uint32_t bits __attribute__((vector_size(R2KD_VECTOR_BYTES)));
 };
 
 template <>
@@ -56,6 +57,7 @@ struct VectorOf<double> {
   typedef double unaligned
       __attribute__((vector_size(R2KD_VECTOR_BYTES), aligned(8), may_alias));
   typedef std::int64_t integer __attribute__((vector_size(R2KD_VECTOR_BYTES)));
+  typedef std::uint64_t bits __attribute__((vector_size(R2KD_VECTOR_BYTES)));
 };
 
 template <typename T>
