@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -446,6 +447,24 @@ def test_chunk_rule_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: free)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: free // 2)
     assert chunks.rows_per_chunk(1000, torch.float32, torch.device("cuda")) == 64
+
+
+@pytest.mark.parametrize(
+    ("available", "want"),
+    [
+        ("MemAvailable:   99999999 kB", 1024),  # the most that is taken
+        ("MemFree: 7 kB\nMemAvailable:      9375 kB\n", 64),  # 100 rows of 1000 classes
+        ("MemFree: 7 kB", 1024),  # an old kernel
+        (None, 1024),  # another system
+    ],
+)
+def test_chunk_rule_on_a_cpu(
+    available: str | None, want: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if available is not None:
+        (tmp_path / "meminfo").write_text(available)
+    monkeypatch.setattr(chunks, "_MEMINFO", tmp_path / "meminfo")
+    assert chunks.rows_per_chunk(1000, torch.float32, torch.device("cpu")) == want
 
 
 @pytest.mark.skipif(

@@ -77,8 +77,8 @@ def fused_linear_correlation_kd(
             and the temperature is applied to that (docs/fused_linear.md measures the bias).
         eps: >= 0, added to the product of the norms.
         chunk_rows: how many rows of logits exist at a time; None: the largest power of two from 16
-            to 1024 whose 3 V numbers per row fit into 128 MiB on the CPU, an eighth of the free
-            memory on a GPU.
+            to 1024 whose 3 V numbers per row fit into an eighth of the free memory, on the CPU
+            into 128 MiB at most.
         backend: as in `correlation_kd`, for what happens to a chunk's logits.
 
     Returns:
