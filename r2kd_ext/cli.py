@@ -129,9 +129,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
         from .demo import report
         from .demo import run as demo
-        from .demo.loop import TrainingFailed
         from .demo.screen import Screen
         from .train.files import FileProblem
+        from .train.finite import TrainingFailed
         from .train.interrupt import ctrl_c_between_steps
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..train.finite import TrainingFailed
 from ..train.interrupt import stop_if_asked
 from .augment import Seeded
 from .data import Images
@@ -39,10 +40,6 @@ class Epoch(NamedTuple):
     epoch: int  # from 1
     loss: float  # mean over the epoch's batches
     accuracy: float | None  # on the validation split; None where it was not evaluated
-
-
-class TrainingFailed(Exception):
-    """The loss is NaN or infinite."""
 
 
 _Network = TypeVar("_Network", bound=nn.Module)
