@@ -97,7 +97,8 @@ class ColumnMoments {
         add_centered(e + j, h + j, p_scale, q_scale, count, block_ + j);
       }
     } else {
-      constexpr int kTile = 4;  // 3 sums for each of 4 rows, 3 for the columns: 15 registers
+      // 3 sums for each row, 3 for the columns: 15 registers of 32, 9 of 16.
+      constexpr int kTile = R2KD_VECTOR_BYTES == 64 ? 4 : 2;
       int row = 0;
       for (; row + kTile <= count; row += kTile) {
         add_tile<kTile>(e + row * width_, h + row * width_, p_scale + row, q_scale + row, row, rows);

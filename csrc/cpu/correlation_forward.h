@@ -48,9 +48,11 @@ constexpr std::int64_t kFinishColsCost = 4;
 
 // z, y -> e and h, their exponentials; the padding up to a whole register becomes 0. Returns the
 // largest z and y.
-template <bool products, typename T, DType stored, typename Exp>
-LogitPair<T> exponentials(const Exp z_exp, const Exp y_exp, Row<T, stored> z, Row<T, stored> y,
-                          std::int64_t cols, T* e, T* h, GroupSums& sums, int row) {
+template <bool products, bool subtracts, typename T, DType stored>
+LogitPair<T> exponentials(const ScaledExp<T>& scaled_exp, LogitPair<T> origin, Row<T, stored> z,
+                          Row<T, stored> y, std::int64_t cols, T* e, T* h, GroupSums& sums, int row) {
+  const auto z_exp = scaled_exp.template of_row<subtracts>(origin.z);
+  const auto y_exp = scaled_exp.template of_row<subtracts>(origin.y);
   constexpr int lanes = kLanes<T>;
   constexpr T fill = static_cast<T>(kMinusInfinity);
   double total_e = 0, total_h = 0, total_ee = 0, total_hh = 0, total_eh = 0;
@@ -109,20 +111,17 @@ R2KD_INLINE LogitPair<T> row_exponentials(const Call& call, const ScaledExp<T>& 
   constexpr bool subtracts = kSubtracts<centered>;
   const std::int64_t cols = call.params.cols;
   if (subtracts || (scaled_exp.takes(guess.z) && scaled_exp.takes(guess.y))) {
-    const LogitPair<T> max = exponentials<products>(scaled_exp.template of_row<subtracts>(guess.z),
-                                                    scaled_exp.template of_row<subtracts>(guess.y), z, y,
-                                                    cols, e, h, sums, row);
+    const LogitPair<T> max =
+        exponentials<products, subtracts>(scaled_exp, guess, z, y, cols, e, h, sums, row);
     if (scaled_exp.spans(guess.z, max.z) && scaled_exp.spans(guess.y, max.y)) return guess;
   }
   z = row_of<T, stored>(call.student, from, cols, e);  // e and h took the place of converted rows
   y = row_of<T, stored>(call.teacher, from, cols, h);
   const LogitPair<T> max = row_maxima(z, y, cols);
   if (!subtracts && scaled_exp.takes(max.z) && scaled_exp.takes(max.y)) {
-    exponentials<products>(scaled_exp.template of_row<false>(max.z), scaled_exp.template of_row<false>(max.y),
-                           z, y, cols, e, h, sums, row);
+    exponentials<products, false>(scaled_exp, max, z, y, cols, e, h, sums, row);
   } else {
-    exponentials<products>(scaled_exp.template of_row<true>(max.z), scaled_exp.template of_row<true>(max.y),
-                           z, y, cols, e, h, sums, row);
+    exponentials<products, true>(scaled_exp, max, z, y, cols, e, h, sums, row);
   }
   return max;
 }

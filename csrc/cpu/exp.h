@@ -53,14 +53,17 @@ class RowExp {
     return finish(shifted, f);
   }
 
-#if R2KD_VECTOR_BYTES == 64
+#if R2KD_VECTOR_BYTES >= 32
  private:
-  static constexpr bool kBySixteenths = sizeof(T) == 4;
+  // Steps as fine as one permutation can look their powers up: a sixteenth where it chooses among the
+  // 16 numbers of a register, a quarter where it stays within 4.
+  static constexpr int kStepBits = sizeof(T) == 8 ? 0 : R2KD_VECTOR_BYTES == 64 ? 4 : 2;
 #else
  private:
-  static constexpr bool kBySixteenths = false;
+  static constexpr int kStepBits = 0;
 #endif
-  static constexpr T kStepsOfOne = kBySixteenths ? T(16) : T(1);
+  static constexpr bool kByTable = kStepBits > 0;
+  static constexpr T kStepsOfOne = T(1 << kStepBits);
 
  public:
   // The grid holds while |origin c| stays below this: then k, like every u, has no more bits than T.
@@ -74,7 +77,7 @@ class RowExp {
   // The power of two, relative to k, that stands for all smaller ones. 2^n alone: its exponent bits
   // are 0, and so is the number.
   static T lowest(T scale) {
-    if constexpr (kBySixteenths) {
+    if constexpr (kByTable) {
       // The result, scale included, is to have exponent bits 0 and be a number between 2^-127 and
       // 2^-126. A float's bits, as an integer, are its logarithm, off by 0.043 at most.
       std::int32_t bits;
@@ -86,8 +89,8 @@ class RowExp {
   }
 
   R2KD_INLINE Vector<T> finish(Vector<T> shifted, Vector<T> f) const {
-    if constexpr (kBySixteenths) {
-      return by_sixteenths(shifted, f);
+    if constexpr (kByTable) {
+      return by_table(shifted, f);
     } else {
       constexpr auto one = std::uint64_t{sizeof(T) == 4 ? 127 : 1023} << kMantissa;
       const Bits power = (reinterpret_cast<Bits>(shifted) << kMantissa) +
@@ -98,32 +101,58 @@ class RowExp {
 
   Vector<T> high_, low_, shift_, bound_, origin_;
 
+#if R2KD_VECTOR_BYTES >= 32
+  // Steps of 1/S, S = 2^kStepBits: the low bits of the sum hold S n + m. Moved up by 23 - kStepBits
+  // they are n in the exponent and m in the first bits of the mantissa, which the table has subtracted
+  // from the bits of 2^(m/S) times the scale: one integer addition makes scale 2^(n + m/S).
+  static constexpr int kUp = 23 - kStepBits;
+
+  R2KD_INLINE Vector<float> by_table(Vector<float> shifted, Vector<float> f) const {
 #if R2KD_VECTOR_BYTES == 64
-  // Steps of a sixteenth: the low bits of the sum hold 16 n + k'. Moved up by 19 they are n in the
-  // exponent and k' in the first bits of the mantissa, which the table has subtracted from the bits
-  // of 2^(k'/16) times the scale: one integer addition makes scale 2^(n + k'/16).
-  R2KD_INLINE Vector<float> by_sixteenths(Vector<float> shifted, Vector<float> f) const {
-    Vector<float> y = f * 0.055502135306596756f + 0.24023428559303284f;
-    y = (y * f + 0.69314718246459961f) * f;  // 2^f - 1
     const __m512i bits = _mm512_castps_si512(shifted);
     const Vector<float> power = _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_permutexvar_epi32(bits, table_), _mm512_slli_epi32(bits, 19)));
-    return y * power + power;
+        _mm512_add_epi32(_mm512_permutexvar_epi32(bits, table_), _mm512_slli_epi32(bits, kUp)));
+    Vector<float> y = f * 0.055502135306596756f + 0.24023428559303284f;
+    y = y * f + 0.69314718246459961f;  // (2^f - 1) / f, |f| <= 1/32
+#else
+    const __m256i bits = _mm256_castps_si256(shifted);
+    const __m256 root = _mm256_permutevar_ps(_mm256_castsi256_ps(table_), bits);
+    const Vector<float> power = _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(root), _mm256_slli_epi32(bits, kUp)));
+    Vector<float> y = f * 0.009616183117032051f + 0.05552995577454567f;
+    y = y * f + 0.24022656679153442f;
+    y = y * f + 0.6931470632553101f;  // (2^f - 1) / f, |f| <= 1/8
+#endif
+    return y * (f * power) + power;
   }
+#if R2KD_VECTOR_BYTES == 64
+  using Table = __m512i;
+  static Table table(float scale) {
+    const Vector<float> roots = {
+        1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
+        1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+    const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_sub_epi32(_mm512_castps_si512(roots * scale), _mm512_slli_epi32(steps, kUp));
+  }
+#else
+  using Table = __m256i;
+  static Table table(float scale) {
+    const Vector<float> roots = {1.0f, 1.18920712f, 1.41421356f, 1.68179283f,
+                                 1.0f, 1.18920712f, 1.41421356f, 1.68179283f};
+    const __m256i steps = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    return _mm256_sub_epi32(_mm256_castps_si256(roots * scale), _mm256_slli_epi32(steps, kUp));
+  }
+#endif
   void set_scale(T scale) {
-    if constexpr (kBySixteenths) {
-      const Vector<float> roots = {
-          1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
-          1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
-      const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-      table_ = _mm512_sub_epi32(_mm512_castps_si512(roots * scale), _mm512_slli_epi32(steps, 19));
+    if constexpr (kByTable) {
+      table_ = table(scale);
       if (!(scale > 0)) high_ = broadcast<T>(scale * T(0));  // NaN, which the table would not keep
     } else {
       scale_ = broadcast<T>(scale);
     }
   }
   union {
-    __m512i table_;
+    Table table_;
     Vector<T> scale_;
   };
 #else

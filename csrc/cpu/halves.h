@@ -91,6 +91,16 @@ R2KD_INLINE Vector<float> widen_register(HalfVector half) {
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
         0xaaaaaaaau, from, _mm512_castsi256_si512(bits_as<__m256i>(half))));
   }
+#elif R2KD_VECTOR_BYTES == 32
+  if constexpr (dtype == DType::float16) return _mm256_cvtph_ps(bits_as<__m128i>(half));
+  if constexpr (dtype == DType::bfloat16) {
+    // As above; the eight numbers are in both halves of the register, since a permutation stays there.
+    const __m256i from = _mm256_setr_epi8(
+        -1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,
+        -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+    return _mm256_castsi256_ps(
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bits_as<__m128i>(half)), from));
+  }
 #endif
   return widen<dtype, Vector<float>>(__builtin_convertvector(half, WideVector));
 }
@@ -113,6 +123,25 @@ R2KD_INLINE HalfVector narrow_register(Vector<float> value) {
     const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
     return bits_as<HalfVector>(_mm256_mask_mov_epi16(half, is_nan, _mm256_set1_epi16(0x7fc0)));
   }
+#elif R2KD_VECTOR_BYTES == 32
+  if constexpr (dtype == DType::float16) {
+    return bits_as<HalfVector>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  if constexpr (dtype == DType::bfloat16) {
+    // The same; within each half of the register a permutation brings four numbers together.
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded),
+                                         _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)),
+                                         _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_setr_epi8(
+        2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,
+        2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i half = _mm256_shuffle_epi8(_mm256_castps_si256(kept), upper);
+    return bits_as<HalfVector>(
+        _mm_unpacklo_epi64(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+  }
 #endif
   return __builtin_convertvector(narrow<dtype, WideVector>(value), HalfVector);
 }
@@ -122,6 +151,22 @@ R2KD_INLINE HalfVector load_halves_part(const std::uint16_t* source, std::int64_
 #if R2KD_VECTOR_BYTES == 64
   return bits_as<HalfVector>(
       _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), source));
+#elif R2KD_VECTOR_BYTES == 32
+  // Two overlapping words of 4 numbers, of 2, or one number: a copy of unknown length is a call.
+  std::uint64_t low = 0, high = 0;
+  if (count >= 4) {
+    std::memcpy(&low, source, 8);
+    std::memcpy(&high, source + count - 4, 8);
+    high = count == 4 ? 0 : high >> (16 * (8 - count));
+  } else if (count >= 2) {
+    std::uint32_t first, last;
+    std::memcpy(&first, source, 4);
+    std::memcpy(&last, source + count - 2, 4);
+    low = first | std::uint64_t{last} << (16 * (count - 2));
+  } else if (count == 1) {
+    low = *source;
+  }
+  return bits_as<HalfVector>(_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
 #else
   HalfVector half = {};
   std::memcpy(&half, source, static_cast<std::size_t>(count) * sizeof(std::uint16_t));
@@ -132,6 +177,22 @@ R2KD_INLINE HalfVector load_halves_part(const std::uint16_t* source, std::int64_
 R2KD_INLINE void store_halves_part(std::uint16_t* target, HalfVector value, std::int64_t count) {
 #if R2KD_VECTOR_BYTES == 64
   _mm256_mask_storeu_epi16(target, static_cast<__mmask16>((1u << count) - 1), bits_as<__m256i>(value));
+#elif R2KD_VECTOR_BYTES == 32
+  const __m128i numbers = bits_as<__m128i>(value);
+  auto low = static_cast<std::uint64_t>(_mm_cvtsi128_si64(numbers));
+  if (count >= 4) {
+    const auto high = static_cast<std::uint64_t>(_mm_extract_epi64(numbers, 1));
+    std::memcpy(target, &low, 8);
+    if (count == 4) return;
+    low = low >> (16 * (count - 4)) | high << (16 * (8 - count));
+    std::memcpy(target + count - 4, &low, 8);
+  } else if (count >= 2) {
+    const auto first = static_cast<std::uint32_t>(low), last = static_cast<std::uint32_t>(low >> (16 * (count - 2)));
+    std::memcpy(target, &first, 4);
+    std::memcpy(target + count - 2, &last, 4);
+  } else if (count == 1) {
+    *target = static_cast<std::uint16_t>(low);
+  }
 #else
   std::memcpy(target, &value, static_cast<std::size_t>(count) * sizeof(std::uint16_t));
 #endif

@@ -178,6 +178,49 @@ R2KD_INLINE float horizontal_maximum<float>(Vector<float> value) {
   return _mm512_reduce_max_ps(value);
 }
 #elif R2KD_VECTOR_BYTES == 32
+// All bits set in the first `count` lanes of 4 bytes.
+R2KD_INLINE __m256i first_lanes_mask(std::int64_t count) {
+  alignas(64) static constexpr std::int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - count));
+}
+template <>
+R2KD_INLINE Vector<float> first_lanes(Vector<float> value, std::int64_t count, float fill) {
+  return _mm256_blendv_ps(_mm256_set1_ps(fill), value, _mm256_castsi256_ps(first_lanes_mask(count)));
+}
+template <>
+R2KD_INLINE Vector<double> first_lanes(Vector<double> value, std::int64_t count, double fill) {
+  return _mm256_blendv_pd(_mm256_set1_pd(fill), value, _mm256_castsi256_pd(first_lanes_mask(2 * count)));
+}
+template <>
+R2KD_INLINE Vector<float> load_part(const float* source, std::int64_t count, float fill) {
+  const __m256i mask = first_lanes_mask(count);
+  return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(source, mask), _mm256_castsi256_ps(mask));
+}
+template <>
+R2KD_INLINE Vector<double> load_part(const double* source, std::int64_t count, double fill) {
+  const __m256i mask = first_lanes_mask(2 * count);
+  return _mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(source, mask), _mm256_castsi256_pd(mask));
+}
+template <>
+R2KD_INLINE void store_part(float* target, Vector<float> value, std::int64_t count) {
+  _mm256_maskstore_ps(target, first_lanes_mask(count), value);
+}
+template <>
+R2KD_INLINE void store_part(double* target, Vector<double> value, std::int64_t count) {
+  _mm256_maskstore_pd(target, first_lanes_mask(2 * count), value);
+}
+template <>
+R2KD_INLINE float horizontal_sum<float>(Vector<float> value) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+template <>
+R2KD_INLINE float horizontal_maximum<float>(Vector<float> value) {
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
 template <>
 R2KD_INLINE Vector<float> maximum<float>(Vector<float> a, Vector<float> b) {
   return _mm256_max_ps(a, b);
