@@ -23,61 +23,6 @@ void check(r2kd::Status status, const char* kernel, const r2kd::CorrelationParam
   r2kd::check(status, kernel, params.rows, params.cols);
 }
 
-// What a forward pass over contiguous tensors leaves for its backward pass: the parameters and the
-// statistics, in memory of their own. A tensor for them would cost 1 us of the 30 us that a whole
-// call on 64 x 100 logits may take.
-class CorrelationState {
- public:
-  CorrelationState(const r2kd::CorrelationParams& params, r2kd::DType student, r2kd::DType teacher)
-      : params_(params), student_(student), teacher_(teacher) {
-    const bool in_double =
-        student == r2kd::DType::float64 || teacher == r2kd::DType::float64;
-    const std::int64_t size = r2kd::kRowStats * params.rows + r2kd::kColStats * params.cols;
-    bytes_ = static_cast<std::size_t>(size) * (in_double ? 8 : 4);
-    stats_.reset(new char[bytes_]);
-  }
-
-  std::size_t bytes() const { return bytes_; }
-
-  void forward(std::uintptr_t student, std::uintptr_t teacher, std::uintptr_t mask,
-               std::int64_t mask_stride, std::uintptr_t loss, int threads) {
-    r2kd::Status status;
-    {
-      const py::gil_scoped_release release;
-      status = r2kd::correlation_forward(params_, contiguous(student, student_),
-                                         contiguous(teacher, teacher_),
-                                         as_pointer<const std::uint8_t*>(mask), mask_stride,
-                                         nullptr, as_pointer<void*>(loss), stats_.get(), threads);
-    }
-    check(status, "correlation_forward", params_);
-  }
-
-  void backward(std::uintptr_t student, std::uintptr_t teacher, std::uintptr_t mask,
-                std::int64_t mask_stride, std::uintptr_t grad_loss, std::uintptr_t grad_student,
-                int threads) const {
-    r2kd::Status status;
-    {
-      const py::gil_scoped_release release;
-      status = r2kd::correlation_backward(params_, contiguous(student, student_),
-                                          contiguous(teacher, teacher_),
-                                          as_pointer<const std::uint8_t*>(mask), mask_stride,
-                                          as_pointer<const void*>(grad_loss), stats_.get(),
-                                          as_pointer<void*>(grad_student), threads);
-    }
-    check(status, "correlation_backward", params_);
-  }
-
- private:
-  r2kd::ConstMatrix contiguous(std::uintptr_t address, r2kd::DType dtype) const {
-    return {as_pointer<const void*>(address), params_.cols, 1, dtype};
-  }
-
-  r2kd::CorrelationParams params_;
-  r2kd::DType student_, teacher_;
-  std::size_t bytes_;
-  std::unique_ptr<char[]> stats_;
-};
-
 py::dict build_info() {
   const r2kd::CudaInfo cuda = r2kd::cuda_info();
   py::dict info;
@@ -104,25 +49,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("build_info", &build_info);
   r2kd::bind_cuda(module);
   r2kd::bind_cuda_rank(module);
+  r2kd::bind_contiguous(module);
   r2kd::bind_moments(module);
   r2kd::bind_rank(module);
   r2kd::bind_sparse(module);
-  py::class_<CorrelationState>(module, "CorrelationState")
-      .def("backward", &CorrelationState::backward)
-      .def_property_readonly("nbytes", &CorrelationState::bytes);
-  module.def(
-      "correlation_forward_contiguous",
-      [](std::int64_t rows, std::int64_t cols, double temperature, bool centered,
-         double inter_weight, double intra_weight, double eps, std::uintptr_t student,
-         int student_dtype, std::uintptr_t teacher, int teacher_dtype, std::uintptr_t mask,
-         std::int64_t mask_stride, std::uintptr_t loss, int threads) {
-        auto state = std::make_unique<CorrelationState>(
-            r2kd::CorrelationParams{rows, cols, temperature, inter_weight, intra_weight, eps,
-                                    centered},
-            static_cast<r2kd::DType>(student_dtype), static_cast<r2kd::DType>(teacher_dtype));
-        state->forward(student, teacher, mask, mask_stride, loss, threads);
-        return state;
-      });
   module.def(
       "correlation_forward",
       [](std::int64_t rows, std::int64_t cols, double temperature, bool centered,

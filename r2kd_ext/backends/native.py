@@ -2,7 +2,8 @@
 
 `correlation` and `correlation_backward` are the kernels of the ops of the same name. The pair
 `correlation_contiguous` and `correlation_contiguous_backward` does the same for the common case at
-less than half of the cost per call. Arguments have been checked by the caller.
+less than half of the cost per call. Arguments have been checked by the caller. Results are made like
+an argument, never by torch.empty alone, which heeds torch.set_default_device.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ ROW_COEFS = slice(4, 6)
 _forward = _core.correlation_forward
 _backward = _core.correlation_backward
 _forward_contiguous = _core.correlation_forward_contiguous
+# What losses are made like: that costs 1 us less than from a shape and a dtype.
+_SINGLE = torch.empty((), dtype=torch.float32, device="cpu")
+_DOUBLE = torch.empty((), dtype=torch.float64, device="cpu")
 _PLAIN = (Tensor, torch.nn.Parameter)
 _STRIDED = torch.strided
 _code_of = _DTYPE_CODES.get
@@ -53,9 +57,9 @@ def correlation(
     rows, cols = student.shape
     student_dtype, teacher_dtype = student.dtype, teacher.dtype
     dtype = accumulator(student_dtype, teacher_dtype)
-    loss = torch.empty((), dtype=dtype)  # []
+    loss = student.new_empty((), dtype=dtype)  # []
     # Zeros: what a call does not need (masked rows, column means of a cosine) is not written.
-    stats = torch.zeros(ROW_STATS * rows + COL_STATS * cols, dtype=dtype)
+    stats = student.new_zeros(ROW_STATS * rows + COL_STATS * cols, dtype=dtype)
     student_row, student_col = student.stride()
     teacher_row, teacher_col = teacher.stride()
     weight = None if sample_weight is None else sample_weight.contiguous()
@@ -83,7 +87,7 @@ def correlation_backward(
 ) -> Tensor:
     rows, cols = student.shape
     student_dtype = student.dtype
-    grad_student = torch.empty((rows, cols), dtype=student_dtype)  # [B, C]
+    grad_student = student.new_empty((rows, cols))  # [B, C]
     student_row, student_col = student.stride()
     teacher_row, teacher_col = teacher.stride()
     _backward(
@@ -111,10 +115,10 @@ def correlation_moments(
     float64, and the statistics; see csrc/include/r2kd/correlation.h."""
     student, teacher = student.resolve_neg(), teacher.resolve_neg()
     rows, cols = student.shape
-    sums = torch.empty(_core.MOMENT_SUMS, dtype=torch.float64)
-    columns = torch.zeros((5 if centered else 3, cols), dtype=torch.float64)
+    sums = student.new_empty(_core.MOMENT_SUMS, dtype=torch.float64)
+    columns = student.new_zeros((5 if centered else 3, cols), dtype=torch.float64)
     dtype = accumulator(student.dtype, teacher.dtype)
-    stats = torch.zeros(statistics_size(rows, cols), dtype=dtype)
+    stats = student.new_zeros(statistics_size(rows, cols), dtype=dtype)
     student_row, student_col = student.stride()
     teacher_row, teacher_col = teacher.stride()
     weight = None if sample_weight is None else sample_weight.contiguous()
@@ -178,8 +182,7 @@ def correlation_contiguous(
     options: CorrelationOptions,
 ) -> tuple[Tensor, _core.CorrelationState]:
     rows, cols, student_code, teacher_code = call
-    double = student_code == 1 or teacher_code == 1
-    loss = torch.empty((), dtype=torch.float64 if double else torch.float32)  # []
+    loss = torch.empty_like(_DOUBLE if student_code == 1 or teacher_code == 1 else _SINGLE)  # []
     return loss, _forward_contiguous(
         rows, cols, *options,
         student.data_ptr(), student_code, teacher.data_ptr(), teacher_code,

@@ -22,7 +22,7 @@ def csr_linear(
 ) -> Tensor:
     batch, cols = x.shape
     rows = row_offsets.shape[0] - 1
-    y = torch.empty((batch, rows), dtype=x.dtype)  # [B, R]
+    y = x.new_empty((batch, rows))  # [B, R]
     _core.csr_linear(
         batch, rows, cols, x.data_ptr(), *x.stride(), _DTYPE_CODES[x.dtype],
         values.data_ptr(), columns.data_ptr(), row_offsets.data_ptr(),
