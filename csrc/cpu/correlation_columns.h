@@ -93,8 +93,16 @@ class ColumnMoments {
                             RowSums& rows) {
     if (total_ != nullptr && block_rows_ + count > kBlockRows) flush();
     if constexpr (centered) {
-      for (std::int64_t j = 0; j < width_; j += kLanes<T>) {
-        add_centered(e + j, h + j, p_scale, q_scale, count, block_ + j);
+      // From 4 rows on, two passes over a group and one update take fewer operations than an update
+      // for each row.
+      if (count >= 4) {
+        for (std::int64_t j = 0; j < width_; j += kLanes<T>) {
+          add_centered_group(e + j, h + j, p_scale, q_scale, count, block_ + j);
+        }
+      } else {
+        for (std::int64_t j = 0; j < width_; j += kLanes<T>) {
+          add_centered(e + j, h + j, p_scale, q_scale, count, block_ + j);
+        }
       }
     } else {
       // 3 sums for each row, 3 for the columns: 15 registers of 32, 9 of 16.
@@ -180,19 +188,51 @@ class ColumnMoments {
     }
   }
 
-  // One register of columns.                                               // block: [kBlockMoments]
+  // One register of columns, row after row.                                // block: [kBlockMoments]
   R2KD_INLINE void add_centered(const T* e, const T* h, const T* p_scale, const T* q_scale,
                                 int count, T* block) const {
-    ColumnBlock<Vector<T>> c{load(block + kPP * width_),    load(block + kQQ * width_),
-                             load(block + kPQ * width_),    load(block + kMeanP * width_),
-                             load(block + kRestP * width_), load(block + kMeanQ * width_),
-                             load(block + kRestQ * width_)};
+    ColumnBlock<Vector<T>> c = load_block(block);
     for (int row = 0; row < count; ++row) {
       const T inverse = T(1) / static_cast<T>(block_rows_ + row + 1);
       const T factor = static_cast<T>(block_rows_ + row) * inverse;
       c.add_centered(load(e + row * width_), p_scale[row], load(h + row * width_), q_scale[row],
                      inverse, factor);
     }
+    store_block(c, block);
+  }
+
+  // One register of columns, all rows of a group at once: deviations from the group's mean, which need
+  // not be exact, since what the deviations sum up to is added to it afterwards.
+  R2KD_INLINE void add_centered_group(const T* e, const T* h, const T* p_scale, const T* q_scale,
+                                      int count, T* block) const {
+    const T inverse = T(1) / static_cast<T>(count);
+    ColumnBlock<Vector<T>> group{};
+    for (int row = 0; row < count; ++row) {
+      group.mean_p += load(e + row * width_) * p_scale[row];
+      group.mean_q += load(h + row * width_) * q_scale[row];
+    }
+    group.mean_p *= inverse;
+    group.mean_q *= inverse;
+    for (int row = 0; row < count; ++row) {
+      const Vector<T> dp = load(e + row * width_) * p_scale[row] - group.mean_p;
+      const Vector<T> dq = load(h + row * width_) * q_scale[row] - group.mean_q;
+      group.rest_p += dp;
+      group.rest_q += dq;
+      group.add(dp, dq);
+    }
+    ColumnBlock<Vector<T>> c = load_block(block);
+    const T rows = static_cast<T>(block_rows_), share = static_cast<T>(count) / (rows + static_cast<T>(count));
+    c.add_group(group, static_cast<T>(count), inverse, share, share * rows);
+    store_block(c, block);
+  }
+
+  R2KD_INLINE ColumnBlock<Vector<T>> load_block(const T* block) const {
+    return {load(block + kPP * width_),    load(block + kQQ * width_),    load(block + kPQ * width_),
+            load(block + kMeanP * width_), load(block + kRestP * width_), load(block + kMeanQ * width_),
+            load(block + kRestQ * width_)};
+  }
+
+  R2KD_INLINE void store_block(const ColumnBlock<Vector<T>>& c, T* block) const {
     store(block + kPP * width_, c.pp);
     store(block + kQQ * width_, c.qq);
     store(block + kPQ * width_, c.pq);

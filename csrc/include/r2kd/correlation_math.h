@@ -97,6 +97,21 @@ struct ColumnBlock {
     qq += dq * dq * factor;
     pq += dp * dq * factor;
   }
+
+  // Chan's merge of n rows whose deviations from (mean_p, mean_q) are known: `group` has the sums of
+  // their squares and products, and in rest_p and rest_q the sums of the deviations themselves.
+  // inverse: 1 / n, share: n / (n + rows so far), factor: n rows / (n + rows)
+  template <typename S>
+  R2KD_SHARED void add_group(const ColumnBlock& group, S n, S inverse, S share, S factor) {
+    const V rest_of_p = group.rest_p * inverse, rest_of_q = group.rest_q * inverse;
+    const V dp = (group.mean_p - mean_p) + (rest_of_p - rest_p);
+    const V dq = (group.mean_q - mean_q) + (rest_of_q - rest_q);
+    pp += (group.pp - rest_of_p * rest_of_p * n) + dp * dp * factor;
+    qq += (group.qq - rest_of_q * rest_of_q * n) + dq * dq * factor;
+    pq += (group.pq - rest_of_p * rest_of_q * n) + dp * dq * factor;
+    add_to_split(mean_p, rest_p, static_cast<V>(dp * share));
+    add_to_split(mean_q, rest_q, static_cast<V>(dq * share));
+  }
 };
 
 }  // namespace r2kd
