@@ -2,8 +2,8 @@
 
 `correlation` and `correlation_backward` are the kernels of the ops of the same name. The pair
 `correlation_contiguous` and `correlation_contiguous_backward` does the same for the common case at
-less than half of the cost per call. Arguments have been checked by the caller. Results are made like
-an argument, never by torch.empty alone, which heeds torch.set_default_device.
+less than half of the cost per call. Arguments have been checked by the caller. Results are made
+like an argument, never by torch.empty alone, which heeds torch.set_default_device.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ They are the kernels of the ops of the same name. Arguments have been checked by
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _core
