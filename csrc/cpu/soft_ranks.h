@@ -15,27 +15,91 @@
 namespace r2kd {
 namespace R2KD_ISA {
 
-struct Pool {
-  double sum, mean;    // of s over the pool
-  std::int64_t begin;  // first place, from 0; the pool ends where the next begins
+struct Pools {
+  Pools(Carver& carver, std::int64_t cols)
+      : sums(carver.take<double>(cols)),
+        means(carver.take<double>(cols)),
+        begins(carver.take<std::int64_t>(cols + 1)) {}
+  double* sums;          // [pools], of s over each
+  double* means;         // [pools]
+  std::int64_t* begins;  // [pools + 1], first places, from 0; a pool ends where the next begins
 };
 
 template <typename T>
 struct SoftRankScratch {
   SoftRankScratch(Carver& carver, std::int64_t cols)
-      : sort(carver, cols), sorted(carver.take<T>(cols)), pools(carver.take<Pool>(cols)) {}
+      : sort(carver, cols), sorted(carver.take<T>(cols)), pools(carver, cols) {}
   SortScratch<T> sort;
-  T* sorted;    // [C]
-  Pool* pools;  // [C]
+  T* sorted;  // [C]
+  Pools pools;
 };
+
+// Sum of term(0), ..., term(count - 1) in eight chains.
+template <typename Term>
+R2KD_INLINE double sum_of(std::int64_t count, const Term& term) {
+  constexpr int kChains = 8;
+  double sums[kChains] = {};
+  std::int64_t k = 0;
+  for (; k + kChains <= count; k += kChains) {
+    for (int chain = 0; chain < kChains; ++chain) sums[chain] += term(k + chain);
+  }
+  for (int chain = 0; k < count; ++k, ++chain) sums[chain] += term(k);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+// Whether the row spans at most strength C / 2: its means cannot be further apart, so all of it is
+// one pool and need not be sorted.                                          // values: [C], padded
+template <typename T>
+bool spans_one_pool(const T* values, std::int64_t cols, double strength) {
+  Vector<T> low = broadcast(values[0]), high = low;
+  const auto widen_range = [&](Vector<T> x) __attribute__((always_inline)) {
+    low = x < low ? x : low;
+    high = x > high ? x : high;
+  };
+  std::int64_t j = 0;
+  for (; j + kLanes<T> <= cols; j += kLanes<T>) widen_range(load(values + j));
+  if (j < cols) widen_range(load_part(values + j, cols - j, values[0]));
+  const double span = static_cast<double>(horizontal_maximum<T>(high)) +
+                      static_cast<double>(horizontal_maximum<T>(-low));
+  return span <= strength / 2 * static_cast<double>(cols) && span < -static_cast<double>(kMinusInfinity);
+}
+
+// The pooled order of a row that is one pool: as the elements lie.                   // order: [C]
+inline void one_pool(std::int64_t cols, std::uint32_t* order) {
+  for (std::int64_t k = 0; k < cols; ++k) order[k] = static_cast<std::uint32_t>(k);
+  order[0] |= kBlockStart;
+}
+
+// Whether the pooled order is that of `one_pool`.
+inline bool is_one_pool(const std::uint32_t* order, std::int64_t cols) {
+  if (order[0] != kBlockStart) return false;
+  std::uint32_t differs = 0;
+  for (std::int64_t k = 1; k < cols; ++k) differs |= order[k] ^ static_cast<std::uint32_t>(k);
+  return differs == 0;
+}
+
+// The soft ranks - (C + 1) / 2 of a row that is one pool, as the elements lie.
+template <typename T>                                  // values: [C]; ranks: [C]
+void one_pool_ranks(const T* values, std::int64_t cols, double strength, double* ranks) {
+  // Differences from an element of the row, so that a common offset takes no digits.
+  const double base = static_cast<double>(values[0]);
+  for (std::int64_t k = 0; k < cols; ++k) ranks[k] = static_cast<double>(values[k]) - base;
+  const double mean = sum_of(cols, [&](std::int64_t k) { return ranks[k]; }) / static_cast<double>(cols);
+  for (std::int64_t k = 0; k < cols; ++k) ranks[k] = (ranks[k] - mean) / strength;
+}
 
 // Soft ranks - (C + 1) / 2 in the order of places, and the pooled order (r2kd/rank.h), of a row
 // without NaN.                                         // values: [C], padded; ranks, order: [C]
 template <typename T>
 void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftRankScratch<T>& scratch,
                 double* ranks, std::uint32_t* order) {
+  if (spans_one_pool(values, cols, strength)) {
+    one_pool(cols, order);
+    one_pool_ranks(values, cols, strength, ranks);
+    return;
+  }
   const T* sorted = scratch.sorted;
-  Pool* pools = scratch.pools;
+  const Pools& pools = scratch.pools;
   sort_row(values, cols, scratch.sort, scratch.sorted, order);
   // The infinite elements at both ends: one rank for all that are equal, each a pool of its own.
   std::int64_t first = 0, last = cols;
@@ -55,26 +119,40 @@ void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftR
   // Differences from an element of the row, so that a common offset takes no digits.
   const double base = static_cast<double>(sorted[first + (last - first) / 2]);
   const double half_strength = strength / 2;
-  std::int64_t count = 0;
-  for (std::int64_t k = first; k < last; ++k) {
+  std::int64_t count = 0;  // of pools that are written; the last one is in `sum`, `mean` and `begin`
+  double sum = static_cast<double>(sorted[first]) - base, mean = sum;
+  std::int64_t begin = first;
+  for (std::int64_t k = first + 1; k < last; ++k) {
     const double s = static_cast<double>(sorted[k]) - base;
-    Pool pool{s, s, k};
     // The middles of two neighbours lie half of their joint length apart.
-    while (count > 0) {
-      const Pool& previous = pools[count - 1];
-      const auto length = static_cast<double>(k + 1 - previous.begin);
-      if (pool.mean - previous.mean > half_strength * length) break;
-      pool.sum += previous.sum;
-      pool.begin = previous.begin;
-      pool.mean = pool.sum / length;
-      --count;
+    double length = static_cast<double>(k + 1 - begin);
+    if (s - mean > half_strength * length) {
+      pools.sums[count] = sum;
+      pools.means[count] = mean;
+      pools.begins[count++] = begin;
+      sum = mean = s;
+      begin = k;
+      continue;
     }
-    pools[count++] = pool;
+    sum += s;
+    mean = sum / length;
+    while (count > 0) {
+      length = static_cast<double>(k + 1 - pools.begins[count - 1]);
+      if (mean - pools.means[count - 1] > half_strength * length) break;
+      --count;
+      sum += pools.sums[count];
+      begin = pools.begins[count];
+      mean = sum / length;
+    }
   }
+  pools.means[count] = mean;
+  pools.begins[count++] = begin;
+  pools.begins[count] = last;
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t begin = pools[i].begin, end = i + 1 < count ? pools[i + 1].begin : last;
+    begin = pools.begins[i];
+    mean = pools.means[i];
+    const std::int64_t end = pools.begins[i + 1];
     const double middle = static_cast<double>(begin + end - cols) / 2;
-    const double mean = pools[i].mean;
     order[begin] |= kBlockStart;
     if (end - begin == 1) {
       ranks[begin] = middle;
@@ -91,6 +169,12 @@ void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftR
 template <typename T, typename Gradient>
 R2KD_INLINE void pool_gradient(const std::uint32_t* order, std::int64_t cols, double strength,
                                const Gradient& g, T* out) {
+  if (is_one_pool(order, cols)) {
+    const auto at = [&](std::int64_t k) { return g(k, static_cast<std::uint32_t>(k)); };
+    const double mean = sum_of(cols, at) / static_cast<double>(cols);
+    for (std::int64_t k = 0; k < cols; ++k) out[k] = static_cast<T>((at(k) - mean) / strength);
+    return;
+  }
   for (std::int64_t begin = 0; begin < cols;) {
     double sum = g(begin, order[begin] & kIndexMask);
     std::int64_t end = begin + 1;

@@ -27,7 +27,8 @@ struct SoftRankParams {
 };
 
 // The pooled order of a row, one number per place k: the index of the element in that place, with
-// two flags. A row with a NaN has kNaNRow in place 0 and nothing in the others.
+// two flags. The elements of a pool may come in any order. A row with a NaN has kNaNRow in place 0
+// and nothing in the others.
 constexpr std::uint32_t kBlockStart = 0x80000000u;  // a pool of the isotonic regression begins here
 constexpr std::uint32_t kInfinite = 0x40000000u;    // infinite, and a pool of its own
 constexpr std::uint32_t kIndexMask = 0x3fffffffu;
