@@ -34,17 +34,17 @@ struct SoftRankScratch {
   Pools pools;
 };
 
-// Sum of term(0), ..., term(count - 1) in eight chains.
-template <typename Term>
-R2KD_INLINE double sum_of(std::int64_t count, const Term& term) {
-  constexpr int kChains = 8;
-  double sums[kChains] = {};
+inline double sum_of(const double* terms, std::int64_t count) {  // [count]
+  constexpr int lanes = kLanes<double>;
+  Vector<double> sums[2] = {};
   std::int64_t k = 0;
-  for (; k + kChains <= count; k += kChains) {
-    for (int chain = 0; chain < kChains; ++chain) sums[chain] += term(k + chain);
+  for (; k + 2 * lanes <= count; k += 2 * lanes) {
+    sums[0] += load(terms + k);
+    sums[1] += load(terms + k + lanes);
   }
-  for (int chain = 0; k < count; ++k, ++chain) sums[chain] += term(k);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  double sum = horizontal_sum<double>(sums[0] + sums[1]);
+  for (; k < count; ++k) sum += terms[k];
+  return sum;
 }
 
 // Whether the row spans at most strength C / 2: its means cannot be further apart, so all of it is
@@ -84,19 +84,19 @@ void one_pool_ranks(const T* values, std::int64_t cols, double strength, double*
   // Differences from an element of the row, so that a common offset takes no digits.
   const double base = static_cast<double>(values[0]);
   for (std::int64_t k = 0; k < cols; ++k) ranks[k] = static_cast<double>(values[k]) - base;
-  const double mean = sum_of(cols, [&](std::int64_t k) { return ranks[k]; }) / static_cast<double>(cols);
+  const double mean = sum_of(ranks, cols) / static_cast<double>(cols);
   for (std::int64_t k = 0; k < cols; ++k) ranks[k] = (ranks[k] - mean) / strength;
 }
 
 // Soft ranks - (C + 1) / 2 in the order of places, and the pooled order (r2kd/rank.h), of a row
-// without NaN.                                         // values: [C], padded; ranks, order: [C]
-template <typename T>
-void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftRankScratch<T>& scratch,
+// without NaN. Returns whether the places are the indices.
+template <typename T>                                   // values: [C], padded; ranks, order: [C]
+bool soft_ranks(const T* values, std::int64_t cols, double strength, const SoftRankScratch<T>& scratch,
                 double* ranks, std::uint32_t* order) {
   if (spans_one_pool(values, cols, strength)) {
     one_pool(cols, order);
     one_pool_ranks(values, cols, strength, ranks);
-    return;
+    return true;
   }
   const T* sorted = scratch.sorted;
   const Pools& pools = scratch.pools;
@@ -114,7 +114,7 @@ void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftR
   };
   infinite(0, first);
   infinite(last, cols);
-  if (first == last) return;
+  if (first == last) return false;
 
   // Differences from an element of the row, so that a common offset takes no digits.
   const double base = static_cast<double>(sorted[first + (last - first) / 2]);
@@ -148,31 +148,32 @@ void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftR
   pools.means[count] = mean;
   pools.begins[count++] = begin;
   pools.begins[count] = last;
+  double* const middles = pools.sums;
   for (std::int64_t i = 0; i < count; ++i) {
     begin = pools.begins[i];
     mean = pools.means[i];
     const std::int64_t end = pools.begins[i + 1];
     const double middle = static_cast<double>(begin + end - cols) / 2;
     order[begin] |= kBlockStart;
-    if (end - begin == 1) {
-      ranks[begin] = middle;
-      continue;
-    }
     for (std::int64_t k = begin; k < end; ++k) {
-      ranks[k] = middle + (static_cast<double>(sorted[k]) - base - mean) / strength;
+      middles[k] = middle;
+      ranks[k] = static_cast<double>(sorted[k]) - base - mean;
     }
   }
+  // The divisions by themselves, a register at a time.
+  for (std::int64_t k = first; k < last; ++k) ranks[k] = middles[k] + ranks[k] / strength;
+  return false;
 }
 
 // out[order[k]] = (g_k - mean of g over the pool) / strength, where g(k, index) is the gradient
-// with respect to the rank in place k.                                         // order, out: [C]
+// with respect to the rank in place k.                                // order, out, scratch: [C]
 template <typename T, typename Gradient>
 R2KD_INLINE void pool_gradient(const std::uint32_t* order, std::int64_t cols, double strength,
-                               const Gradient& g, T* out) {
+                               const Gradient& g, double* scratch, T* out) {
   if (is_one_pool(order, cols)) {
-    const auto at = [&](std::int64_t k) { return g(k, static_cast<std::uint32_t>(k)); };
-    const double mean = sum_of(cols, at) / static_cast<double>(cols);
-    for (std::int64_t k = 0; k < cols; ++k) out[k] = static_cast<T>((at(k) - mean) / strength);
+    for (std::int64_t k = 0; k < cols; ++k) scratch[k] = g(k, k);
+    const double mean = sum_of(scratch, cols) / static_cast<double>(cols);
+    for (std::int64_t k = 0; k < cols; ++k) out[k] = static_cast<T>((scratch[k] - mean) / strength);
     return;
   }
   for (std::int64_t begin = 0; begin < cols;) {
@@ -182,7 +183,7 @@ R2KD_INLINE void pool_gradient(const std::uint32_t* order, std::int64_t cols, do
     const double mean = sum / static_cast<double>(end - begin);
     const bool finite = (order[begin] & kInfinite) == 0;
     for (std::int64_t k = begin; k < end; ++k) {
-      const std::uint32_t index = order[k] & kIndexMask;
+      const std::int64_t index = order[k] & kIndexMask;
       out[index] = finite ? static_cast<T>((g(k, index) - mean) / strength) : T(0);
     }
     begin = end;

@@ -98,12 +98,33 @@ struct SoftScratch {
         soft(carver, cols) {}
   T* values;             // [C], padded: the row being ranked, then a row of gradients
   double* x_ranks;       // [C], in the order of x
-  double* y_ranks;       // [C], in the order of y
+  double* y_ranks;       // [C], in the order of y, then free
   double* y_by_index;    // [C], as the row lies
   std::uint32_t* order;  // [C], the pooled order: of y, then of x
   T* gradient;           // [C], padded
   SoftRankScratch<T> soft;
 };
+
+// Of two vectors [C] whose means are 0.
+inline Correlation<double> in_place_correlation(const double* a, const double* b, std::int64_t cols,
+                                                double eps) {
+  constexpr int lanes = kLanes<double>;
+  Vector<double> xx{}, yy{}, xy{};
+  std::int64_t j = 0;
+  for (; j + lanes <= cols; j += lanes) {
+    const Vector<double> x = load(a + j), y = load(b + j);
+    xx += x * x;
+    yy += y * y;
+    xy += x * y;
+  }
+  double sums[3] = {horizontal_sum<double>(xx), horizontal_sum<double>(yy), horizontal_sum<double>(xy)};
+  for (; j < cols; ++j) {
+    sums[0] += a[j] * a[j];
+    sums[1] += b[j] * b[j];
+    sums[2] += a[j] * b[j];
+  }
+  return correlation_from_moments(sums[0], sums[1], sums[2], eps);
+}
 
 // Ranks both rows (less (C + 1) / 2) and returns rho with its coefficients; NaN with a NaN in them.
 template <typename T>
@@ -112,12 +133,16 @@ Correlation<double> soft_row(const Call& call, std::int64_t row, const SoftScrat
   const double strength = call.params.strength;
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   if (load_row(call.y, row, cols, scratch.values)) return {nan, nan, nan};
-  soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.y_ranks, scratch.order);
+  const bool y_in_place =
+      soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.y_ranks, scratch.order);
   for (std::int64_t k = 0; k < cols; ++k) {
-    scratch.y_by_index[scratch.order[k] & kIndexMask] = scratch.y_ranks[k];
+    const std::int64_t index = y_in_place ? k : scratch.order[k] & kIndexMask;
+    scratch.y_by_index[index] = scratch.y_ranks[k];
   }
   if (load_row(call.x, row, cols, scratch.values)) return {nan, nan, nan};
-  soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.x_ranks, scratch.order);
+  if (soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.x_ranks, scratch.order)) {
+    return in_place_correlation(scratch.x_ranks, scratch.y_by_index, cols, call.eps());
+  }
   constexpr std::int64_t kBlock = 1024;
   double xx = 0, yy = 0, xy = 0;
   for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
@@ -222,10 +247,9 @@ void row_gradient(const Call& call, std::int64_t row, double grad, const SoftScr
     return;
   }
   const double alpha = grad * c.alpha, beta = grad * c.beta;
-  const auto g = [&](std::int64_t k, std::uint32_t index) {
-    return alpha * scratch.y_by_index[index] - beta * scratch.x_ranks[k];
-  };
-  pool_gradient(scratch.order, cols, call.params.strength, g, out);
+  const double *of_x = scratch.x_ranks, *of_y = scratch.y_by_index;
+  const auto g = [&](std::int64_t k, std::int64_t index) { return alpha * of_y[index] - beta * of_x[k]; };
+  pool_gradient(scratch.order, cols, call.params.strength, g, scratch.y_ranks, out);
 }
 
 template <typename T>
