@@ -1,8 +1,9 @@
 // The stable ascending order of one row without NaN; -0 and 0 are equal.
 //
 // Short rows: the place of an element is the number of elements before it, counted a register at a
-// time. Long rows: two radix passes over linearly quantised values leave next to nothing to an
-// insertion sort; where they leave much (far outliers), a radix sort over all bits takes over.
+// time. Long rows: a pass into buckets of linearly quantised values, or two radix passes over finer
+// ones, leaves next to nothing to an insertion sort; where both leave much (far outliers), a radix
+// sort over all bits takes over.
 #pragma once
 
 #include <cstdint>
