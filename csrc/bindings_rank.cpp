@@ -25,19 +25,35 @@ void bind_rank(py::module_& module) {
     }
     check(status, "spearman_forward", rows, cols);
   });
-  module.def("hard_rank_loss", [](std::int64_t rows, std::int64_t cols, double eps, double weight,
-                                  std::uintptr_t x, int x_dtype, std::uintptr_t y, int y_dtype,
-                                  std::uintptr_t mask, std::int64_t mask_stride, std::uintptr_t loss,
-                                  int threads) {
-    const SpearmanParams params{rows, cols, eps, 1.0, false};
+  module.def("rank_loss", [](std::int64_t rows, std::int64_t cols, double weight, bool soft,
+                             double strength, double eps, std::uintptr_t x, int x_dtype,
+                             std::uintptr_t y, int y_dtype, std::uintptr_t mask,
+                             std::int64_t mask_stride, std::uintptr_t loss, int threads) {
+    const SpearmanParams params{rows, cols, eps, strength, soft};
     Status status;
     {
       const py::gil_scoped_release release;
-      status = hard_rank_loss(params, matrix(x, cols, 1, x_dtype), matrix(y, cols, 1, y_dtype),
-                              as_pointer<const std::uint8_t*>(mask), mask_stride, weight,
-                              as_pointer<void*>(loss), threads);
+      status = rank_loss(params, matrix(x, cols, 1, x_dtype), matrix(y, cols, 1, y_dtype),
+                         as_pointer<const std::uint8_t*>(mask), mask_stride, weight,
+                         as_pointer<void*>(loss), threads);
     }
-    check(status, "hard_rank_loss", rows, cols);
+    check(status, "rank_loss", rows, cols);
+  });
+  module.def("rank_loss_backward", [](std::int64_t rows, std::int64_t cols, double weight, bool soft,
+                                      double strength, double eps, std::uintptr_t x, int x_dtype,
+                                      std::uintptr_t y, int y_dtype, std::uintptr_t mask,
+                                      std::int64_t mask_stride, std::uintptr_t grad_loss,
+                                      std::uintptr_t grad_x, int threads) {
+    const SpearmanParams params{rows, cols, eps, strength, soft};
+    Status status;
+    {
+      const py::gil_scoped_release release;
+      status = rank_loss_backward(params, matrix(x, cols, 1, x_dtype), matrix(y, cols, 1, y_dtype),
+                                  as_pointer<const std::uint8_t*>(mask), mask_stride, weight,
+                                  as_pointer<const void*>(grad_loss), as_pointer<void*>(grad_x),
+                                  threads);
+    }
+    check(status, "rank_loss_backward", rows, cols);
   });
   module.def("spearman_backward", [](std::int64_t rows, std::int64_t cols, double eps, double strength,
                                      std::uintptr_t x, std::int64_t x_row_stride,

@@ -158,3 +158,13 @@ def assert_same_bits(a: Tensor, b: Tensor) -> None:
     assert a.shape == b.shape
     same = a.contiguous().view(-1).view(torch.uint8) == b.contiguous().view(-1).view(torch.uint8)
     assert bool(same.all()), f"{int((~same).sum())} of {same.numel()} bytes differ"
+
+
+def pools_of(order: Tensor) -> Tensor:
+    """Pool, flag of infinities and index of each element, int64 [B, C], of a pooled order.
+
+    Ascending in each row, so that two backends may leave the elements of a pool in any order.
+    """
+    bits = order.long() & 0xFFFFFFFF
+    pool = (bits >> 31).cumsum(1)
+    return ((pool << 32) | (bits & 0x7FFFFFFF)).sort(1).values

@@ -52,7 +52,9 @@ def test_fullgraph(call: str, dtype: torch.dtype) -> None:
     got, expected = (value_and_grad(f, x, y) for f in (compiled, CALLS[call]))
     assert len(got) == len(expected) == (1 if call == "hard" else 2)
     for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        # In 16 bits a sum of two rounded gradients, or one that is rounded once.
+        rtol = max(1e-6, 2 * torch.finfo(a.dtype).eps)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-6)
 
 
 def test_dynamic_shapes() -> None:

@@ -25,6 +25,7 @@ INF, NAN = torch.inf, torch.nan
 hard = r2kd_ext.spearman
 soft = partial(r2kd_ext.spearman, rank="soft", rank_strength=0.4)
 HARD_ALONE: dict[str, Any] = {"inter_weight": 0.0, "intra_weight": 0.0, "rank_weight": 1.0}
+SOFT_ALONE = {**HARD_ALONE, "rank": "soft", "rank_strength": 0.05}
 both_ranks = pytest.mark.parametrize("spearman", [hard, soft], ids=["hard", "soft"])
 
 
@@ -272,6 +273,7 @@ def test_bits_do_not_depend_on_threads(classes: int, dtype: torch.dtype) -> None
                     hard(x, y), soft(x, y), gradient(partial(soft, y=y), x),
                     r2kd_ext.soft_rank(x, 0.4), gradient(r2kd_ext.soft_rank, x),
                     r2kd_ext.correlation_kd(x, y, **HARD_ALONE),
+                    gradient(partial(r2kd_ext.correlation_kd, teacher_logits=y, **SOFT_ALONE), x),
                 ]
             )  # fmt: skip
     finally:
@@ -350,7 +352,10 @@ def test_inference_teacher() -> None:
     assert inferred.is_inference()
     options: dict[str, Any] = {"rank_weight": 1.0, "rank": "soft"}
     got = gradient(lambda z: r2kd_ext.correlation_kd(z, inferred, **options), x)
-    assert_same_bits(got, gradient(lambda z: r2kd_ext.correlation_kd(z, y, **options), x))
+    # Not the bits: what cannot be saved goes another way, with a rounding more.
+    torch.testing.assert_close(
+        got, gradient(lambda z: r2kd_ext.correlation_kd(z, y, **options), x), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("changed", ["x", "y"])

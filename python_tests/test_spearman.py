@@ -21,9 +21,9 @@ from r2kd_ext import CorrelationKDLoss, reference
 PUBLISHED = np.load(Path(__file__).parent / "data" / "loss_vectors.npz")
 RANK_ONLY: dict[str, Any] = {"inter_weight": 0.0, "intra_weight": 0.0, "rank_weight": 2.0}
 
-# Classes around the change from counting to radix passes (512 and 256 of float and double with
-# AVX-512, less with narrower registers), from 8-bit to 11-bit digits (4096), and around registers.
-CLASSES = [1, 2, 3, 15, 16, 17, 100, 127, 129, 255, 257, 511, 513, 1000, 4095, 4097]
+# Classes around the change from counting to buckets (192 and 96 of float and double with AVX-512,
+# less with narrower registers), from buckets to radix passes (4096), and around registers.
+CLASSES = [1, 2, 3, 15, 16, 17, 47, 49, 96, 97, 100, 191, 193, 257, 511, 1000, 4096, 4097]
 
 every_implementation = pytest.mark.parametrize(
     "spearman", [r2kd_ext.spearman, reference.spearman], ids=["fused", "reference"]
@@ -146,6 +146,10 @@ def test_hostile_orders(classes: int, dtype: torch.dtype) -> None:
         "ulps": 1 + (noise * 50).round() * limits.eps,
         "whole range": (noise - 0.5) * 2 * limits.max,
         "zeros": torch.where(noise < 0.5, -0.0, 0.0).double(),
+        "half ruled out": torch.where(noise < 0.5, -torch.inf, noise),
+        "both infinities": torch.where(
+            noise < 0.3, -torch.inf, noise.where(noise < 0.6, torch.inf)
+        ),
     }
     y = noise.roll(1, dims=0).to(dtype)
     for name, x in inputs.items():
@@ -289,6 +293,25 @@ def test_soft_gradient_against_the_reference(
     own = 16 if dtype is torch.float64 else 4  # in float64 the reference rounds, too
     assert error <= own * torch.finfo(dtype).eps
     assert (grads[0][2] == 0).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("strength", [0.05, 5.0])
+def test_soft_loss_of_more_dimensions(strength: float, dtype: torch.dtype) -> None:
+    """Through the ops, one term after the other, the same as both by the kernels at once."""
+    x, y = rows(60, dtype, 6)
+    results = []
+    for shape in ((6, 60), (2, 3, 60)):
+        z = x.reshape(shape).requires_grad_()
+        loss = r2kd_ext.correlation_kd(
+            z, y.reshape(shape), rank_weight=2.0, rank="soft", rank_strength=strength
+        )
+        results.append((loss, torch.autograd.grad(3 * loss, z)[0].reshape(6, 60)))
+    (short, short_grad), (long, long_grad) = results
+    torch.testing.assert_close(short, long, rtol=1e-6, atol=0)
+    eps = torch.finfo(dtype).eps
+    atol = 4 * eps * float(long_grad.abs().max())
+    torch.testing.assert_close(short_grad, long_grad, rtol=4 * eps, atol=atol)
 
 
 def test_soft_gradient_moves_the_student() -> None:

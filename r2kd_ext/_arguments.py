@@ -123,6 +123,17 @@ def check_strength(name: str, strength: float) -> float:
     return _number(name, strength, "a finite number > 0", positive=True)
 
 
+_remembered_strength = lru_cache(maxsize=256, typed=True)(check_strength)
+
+
+def cached_strength(name: str, strength: float) -> float:
+    """`check_strength`, remembered."""
+    try:
+        return _remembered_strength(name, strength)
+    except TypeError:  # unhashable: the check says what it should be
+        return check_strength(name, strength)
+
+
 def flatten_rows(
     student: Tensor, teacher: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from ._arguments import CorrelationOptions, flatten_rows
+from ._arguments import CorrelationOptions, RankOptions, flatten_rows
+from .autograd_rank import differentiable_rho
 from .backends import is_interpreted, native, native_rank, triton
 
 
@@ -22,6 +23,20 @@ def _differentiable_gradient(
 ) -> Tensor:
     """The gradient as a function that can be differentiated again, by the reference."""
     loss = reference.correlation_from_options(student, teacher, mask, options, sample_weight)
+    (grad,) = torch.autograd.grad(loss, student, grad_loss, create_graph=True)
+    return grad
+
+
+def _differentiable_rank_gradient(
+    grad_loss: Tensor,  # []
+    student: Tensor,  # [B, C]
+    teacher: Tensor,  # [B, C]
+    mask: Tensor | None,  # [B] bool
+    options: RankOptions,
+) -> Tensor:
+    """The same of the term of soft ranks."""
+    rho = differentiable_rho(student, teacher, mask, options.strength, options.eps, "native")
+    loss = options.weight * reference.row_distance(rho, mask, None)
     (grad,) = torch.autograd.grad(loss, student, grad_loss, create_graph=True)
     return grad
 
@@ -79,8 +94,8 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
     """The same for tensors that `native.contiguous_call` accepts, without the dispatcher.
 
     On 64 x 100 logits, calling costs more than computing; this path has half of the call cost. The
-    statistics are kept in `state`, outside of torch. The term of hard ranks comes with it: it is a
-    constant, so backward need not know of it.
+    statistics are kept in `state`, outside of torch. The rank term comes with it; backward need not
+    know of that of hard ranks, a constant.
     """
 
     @staticmethod
@@ -91,13 +106,14 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
         mask: Tensor | None,  # [B] bool
         options: CorrelationOptions,
         call: native.ContiguousCall,
-        hard_rank_weight: float,
+        rank_options: RankOptions | None,
     ) -> Tensor:
         loss, ctx.state = native.correlation_contiguous(call, student, teacher, mask, options)
-        if hard_rank_weight != 0:
-            native_rank.add_hard_rank_loss(
-                call, student, teacher, mask, hard_rank_weight, options.eps, loss
-            )
+        ctx.soft = None
+        if rank_options is not None:
+            native_rank.add_rank_loss(call, student, teacher, mask, rank_options, loss)
+            if rank_options.soft:
+                ctx.soft = call, rank_options
         ctx.save_for_backward(student, teacher, mask)
         ctx.options = options
         return loss
@@ -107,10 +123,19 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
         student, teacher, mask = ctx.saved_tensors
         if torch.is_grad_enabled():
             grad = _differentiable_gradient(grad_loss, student, teacher, mask, ctx.options)
+            if ctx.soft is not None:
+                grad = grad + _differentiable_rank_gradient(
+                    grad_loss, student, teacher, mask, ctx.soft[1]
+                )
         else:
             grad = native.correlation_contiguous_backward(
                 ctx.state, grad_loss, student, teacher, mask
             )
+            if ctx.soft is not None:
+                call, rank_options = ctx.soft
+                native_rank.add_rank_loss_gradient(
+                    call, grad_loss, student, teacher, mask, rank_options, grad
+                )
         return grad, None, None, None, None, None
 
 

@@ -10,8 +10,13 @@ from torch import Tensor
 from . import _arguments as arguments
 from . import reference
 from .autograd import CorrelationFunction, apply_contiguous
-from .autograd_rank import SoftRankFunction, SoftSpearmanFunction, hard_spearman
-from .backends import WISH, choose, choose_ranks, native
+from .autograd_rank import (
+    SoftRankFunction,
+    SoftSpearmanFunction,
+    apply_contiguous_soft_rank,
+    hard_spearman,
+)
+from .backends import WISH, choose, choose_ranks, native, native_rank
 from .collectives import scale_gradient
 from .distributed import GroupCorrelationFunction
 
@@ -124,10 +129,11 @@ def correlation_kd(
         temperature, correlation, inter_weight, intra_weight,
         rank_weight, rank, rank_strength, temperature_scaling, eps,
     )  # fmt: skip
-    hard_rank_weight = rank_weight if rank == "hard" else 0.0
+    rank_options = None
+    if rank_weight != 0:
+        rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
     if (
         mask is None
-        and rank_weight == hard_rank_weight
         and sample_weight is None
         and group is None
         and not compiling
@@ -135,11 +141,9 @@ def correlation_kd(
         and (call := native.contiguous_call(student_logits, teacher_logits)) is not None
         and not teacher_logits.requires_grad
     ):
-        if hard_rank_weight != 0:
+        if rank_options is not None:
             arguments.check_sortable("student_logits", student_logits)
-        return apply_contiguous(
-            student_logits, teacher_logits, None, options, call, hard_rank_weight
-        )
+        return apply_contiguous(student_logits, teacher_logits, None, options, call, rank_options)
 
     arguments.check_group(group)
     arguments.check_logits(student_logits, teacher_logits)
@@ -147,7 +151,7 @@ def correlation_kd(
     arguments.check_sample_weight(sample_weight, student_logits)
     chosen = choose(backend, student_logits.device, student_logits.shape[-1]).backend
     rank_backend = None
-    if rank_weight != 0:
+    if rank_options is not None:
         rank_backend = choose_ranks(
             backend, student_logits.device, student_logits.shape[-1]
         ).backend
@@ -155,26 +159,21 @@ def correlation_kd(
             arguments.check_sortable("student_logits", student_logits)
     teacher = teacher_logits.detach()
     weight = None if sample_weight is None else sample_weight.detach().double().reshape(-1)
-    rank_options = None
-    if rank_weight != 0:
-        rank_options = arguments.RankOptions(rank_weight, rank == "soft", rank_strength, eps)
     if group is not None:
         return _group_loss(
             student_logits, teacher, mask, options, rank_options, weight,
             chosen, rank_backend, group,
         )  # fmt: skip
-    if chosen == "reference":
-        rows = arguments.flatten_rows(student_logits, teacher, mask)
-        loss = reference.correlation_from_options(*rows, options, weight)
-    elif (
+    if (
         chosen == "native"
         and not compiling
         and weight is None
         and (call := native.contiguous_call(student_logits, teacher)) is not None
     ):
-        loss = apply_contiguous(student_logits, teacher, mask, options, call, hard_rank_weight)
-        if rank == "hard":
-            return loss
+        return apply_contiguous(student_logits, teacher, mask, options, call, rank_options)
+    if chosen == "reference":
+        rows = arguments.flatten_rows(student_logits, teacher, mask)
+        loss = reference.correlation_from_options(*rows, options, weight)
     else:
         loss = CorrelationFunction.apply(student_logits, teacher, mask, options, weight, chosen)
     if rank_backend is None or rank_options is None:
@@ -309,7 +308,16 @@ def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
         TypeError, ValueError: an argument does not fit; the message names it, what was given and
             what is accepted.
     """
-    strength = arguments.check_strength("strength", strength)
+    compiling = torch.compiler.is_compiling()
+    check = arguments.check_strength if compiling else arguments.cached_strength
+    strength = check("strength", strength)
+    if (
+        not compiling
+        and None in _NATIVE
+        and isinstance(x, Tensor)
+        and (call := native_rank.contiguous_rows(x)) is not None
+    ):
+        return apply_contiguous_soft_rank(x, strength, call)
     arguments.check_rows("x", x)
     arguments.check_classes("x", x)
     backend = choose_ranks(None, x.device, x.shape[-1]).backend

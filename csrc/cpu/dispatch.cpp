@@ -94,10 +94,17 @@ Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, cons
   R2KD_DISPATCH(spearman_forward, params, x, y, mask, mask_stride, rho, threads)
 }
 
-Status hard_rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
-                      const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
-                      int threads) {
-  R2KD_DISPATCH(hard_rank_loss, params, x, y, mask, mask_stride, weight, loss, threads)
+Status rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                 const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
+                 int threads) {
+  R2KD_DISPATCH(rank_loss, params, x, y, mask, mask_stride, weight, loss, threads)
+}
+
+Status rank_loss_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                          const std::uint8_t* mask, std::int64_t mask_stride, double weight,
+                          const void* grad_loss, void* grad_x, int threads) {
+  R2KD_DISPATCH(rank_loss_backward, params, x, y, mask, mask_stride, weight, grad_loss, grad_x,
+                threads)
 }
 
 Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,

@@ -8,9 +8,13 @@
   Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x,                      \
                           const ConstMatrix& y, const std::uint8_t* mask, std::int64_t mask_stride, \
                           void* rho, int threads);                                                 \
-  Status hard_rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,  \
-                        const std::uint8_t* mask, std::int64_t mask_stride, double weight,         \
-                        void* loss, int threads);                                                  \
+  Status rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,       \
+                   const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,  \
+                   int threads);                                                                   \
+  Status rank_loss_backward(const SpearmanParams& params, const ConstMatrix& x,                    \
+                            const ConstMatrix& y, const std::uint8_t* mask,                        \
+                            std::int64_t mask_stride, double weight, const void* grad_loss,        \
+                            void* grad_x, int threads);                                            \
   Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x,                     \
                            const ConstMatrix& y, const std::uint8_t* mask,                         \
                            std::int64_t mask_stride, const void* grad_rho, std::int64_t grad_stride, \

@@ -24,6 +24,17 @@ struct ForwardScratch {
 };
 
 template <typename T>
+struct BackwardScratch {
+  BackwardScratch(Carver& carver, std::int64_t cols)
+      : grad(carver.take<T>(padded<T>(cols))),
+        own(carver.take<T>(padded<T>(cols))),
+        terms(carver.take<double>(cols)) {}
+  T* grad;        // [C], padded
+  T* own;         // [C], padded
+  double* terms;  // [C]
+};
+
+template <typename T>
 Status forward(const SoftRankParams& params, const ConstMatrix& x, T* ranks, std::uint32_t* order,
                int threads) {
   const std::int64_t cols = params.cols;
@@ -49,9 +60,13 @@ Status forward(const SoftRankParams& params, const ConstMatrix& x, T* ranks, std
         }
         continue;
       }
-      soft_ranks(scratch.values, cols, params.strength, scratch.soft, scratch.ranks, places);
+      const double* found = scratch.ranks;
+      if (soft_ranks(scratch.values, cols, params.strength, scratch.soft, scratch.ranks, places)) {
+        for (std::int64_t j = 0; j < cols; ++j) out[j] = static_cast<T>(found[j] + center);
+        continue;
+      }
       for (std::int64_t k = 0; k < cols; ++k) {
-        out[places[k] & kIndexMask] = static_cast<T>(scratch.ranks[k] + center);
+        out[places[k] & kIndexMask] = static_cast<T>(found[k] + center);
       }
     }
   };
@@ -65,23 +80,24 @@ Status backward(const SoftRankParams& params, const ConstMatrix& grad_ranks,
   const std::int64_t cols = params.cols;
   advise_large_pages(grad_x, params.rows * cols * dtype_bytes(dtype));
   const int parts = part_count(params.rows, cols * kSortCost, threads);
+  Carver sizes(nullptr);
+  BackwardScratch<T>(sizes, cols);
   Workspace workspace;
-  if (!workspace.allocate(parts, 2 * padded<T>(cols) * std::int64_t{sizeof(T)})) {
-    return Status::out_of_memory;
-  }
+  if (!workspace.allocate(parts, sizes.used())) return Status::out_of_memory;
   auto body = [&](int part) {
-    T* grad = reinterpret_cast<T*>(workspace.part(part));  // [C], padded
-    T* own = grad + padded<T>(cols);                       // [C], padded
+    Carver carver(workspace.part(part));
+    const BackwardScratch<T> scratch(carver, cols);
+    const T* grad = scratch.grad;
     const Range range = part_range(params.rows, parts, part);
     for (std::int64_t i = range.begin; i < range.end; ++i) {
       const std::uint32_t* places = order + i * cols;
-      T* out = gradient_target(grad_x, dtype, i * cols, own);
+      T* out = gradient_target(grad_x, dtype, i * cols, scratch.own);
       if (places[0] == kNaNRow) {
         for (std::int64_t j = 0; j < cols; ++j) out[j] = std::numeric_limits<T>::quiet_NaN();
       } else {
-        load_row(grad_ranks, i, cols, grad);
-        const auto g = [&](std::int64_t, std::uint32_t index) { return static_cast<double>(grad[index]); };
-        pool_gradient(places, cols, params.strength, g, out);
+        load_row(grad_ranks, i, cols, scratch.grad);
+        const auto g = [&](std::int64_t, std::int64_t index) { return static_cast<double>(grad[index]); };
+        pool_gradient(places, cols, params.strength, g, scratch.terms, out);
       }
       store_gradient(grad_x, dtype, i * cols, cols, out);
     }

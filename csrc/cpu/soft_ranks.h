@@ -15,27 +15,91 @@
 namespace r2kd {
 namespace R2KD_ISA {
 
-struct Pool {
-  double sum, mean;    // of s over the pool
-  std::int64_t begin;  // first place, from 0; the pool ends where the next begins
+struct Pools {
+  Pools(Carver& carver, std::int64_t cols)
+      : sums(carver.take<double>(cols)),
+        means(carver.take<double>(cols)),
+        begins(carver.take<std::int64_t>(cols + 1)) {}
+  double* sums;          // [pools], of s over each
+  double* means;         // [pools]
+  std::int64_t* begins;  // [pools + 1], first places, from 0; a pool ends where the next begins
 };
 
 template <typename T>
 struct SoftRankScratch {
   SoftRankScratch(Carver& carver, std::int64_t cols)
-      : sort(carver, cols), sorted(carver.take<T>(cols)), pools(carver.take<Pool>(cols)) {}
+      : sort(carver, cols), sorted(carver.take<T>(cols)), pools(carver, cols) {}
   SortScratch<T> sort;
-  T* sorted;    // [C]
-  Pool* pools;  // [C]
+  T* sorted;  // [C]
+  Pools pools;
 };
 
-// Soft ranks - (C + 1) / 2 in the order of places, and the pooled order (r2kd/rank.h), of a row
-// without NaN.                                         // values: [C], padded; ranks, order: [C]
+inline double sum_of(const double* terms, std::int64_t count) {  // [count]
+  constexpr int lanes = kLanes<double>;
+  Vector<double> sums[2] = {};
+  std::int64_t k = 0;
+  for (; k + 2 * lanes <= count; k += 2 * lanes) {
+    sums[0] += load(terms + k);
+    sums[1] += load(terms + k + lanes);
+  }
+  double sum = horizontal_sum<double>(sums[0] + sums[1]);
+  for (; k < count; ++k) sum += terms[k];
+  return sum;
+}
+
+// Whether the row spans at most strength C / 2: its means cannot be further apart, so all of it is
+// one pool and need not be sorted.                                          // values: [C], padded
 template <typename T>
-void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftRankScratch<T>& scratch,
+bool spans_one_pool(const T* values, std::int64_t cols, double strength) {
+  Vector<T> low = broadcast(values[0]), high = low;
+  const auto widen_range = [&](Vector<T> x) __attribute__((always_inline)) {
+    low = x < low ? x : low;
+    high = x > high ? x : high;
+  };
+  std::int64_t j = 0;
+  for (; j + kLanes<T> <= cols; j += kLanes<T>) widen_range(load(values + j));
+  if (j < cols) widen_range(load_part(values + j, cols - j, values[0]));
+  const double span = static_cast<double>(horizontal_maximum<T>(high)) +
+                      static_cast<double>(horizontal_maximum<T>(-low));
+  return span <= strength / 2 * static_cast<double>(cols) && span < -static_cast<double>(kMinusInfinity);
+}
+
+// The pooled order of a row that is one pool: as the elements lie.                   // order: [C]
+inline void one_pool(std::int64_t cols, std::uint32_t* order) {
+  for (std::int64_t k = 0; k < cols; ++k) order[k] = static_cast<std::uint32_t>(k);
+  order[0] |= kBlockStart;
+}
+
+// Whether the pooled order is that of `one_pool`.
+inline bool is_one_pool(const std::uint32_t* order, std::int64_t cols) {
+  if (order[0] != kBlockStart) return false;
+  std::uint32_t differs = 0;
+  for (std::int64_t k = 1; k < cols; ++k) differs |= order[k] ^ static_cast<std::uint32_t>(k);
+  return differs == 0;
+}
+
+// The soft ranks - (C + 1) / 2 of a row that is one pool, as the elements lie.
+template <typename T>                                  // values: [C]; ranks: [C]
+void one_pool_ranks(const T* values, std::int64_t cols, double strength, double* ranks) {
+  // Differences from an element of the row, so that a common offset takes no digits.
+  const double base = static_cast<double>(values[0]);
+  for (std::int64_t k = 0; k < cols; ++k) ranks[k] = static_cast<double>(values[k]) - base;
+  const double mean = sum_of(ranks, cols) / static_cast<double>(cols);
+  for (std::int64_t k = 0; k < cols; ++k) ranks[k] = (ranks[k] - mean) / strength;
+}
+
+// Soft ranks - (C + 1) / 2 in the order of places, and the pooled order (r2kd/rank.h), of a row
+// without NaN. Returns whether the places are the indices.
+template <typename T>                                   // values: [C], padded; ranks, order: [C]
+bool soft_ranks(const T* values, std::int64_t cols, double strength, const SoftRankScratch<T>& scratch,
                 double* ranks, std::uint32_t* order) {
+  if (spans_one_pool(values, cols, strength)) {
+    one_pool(cols, order);
+    one_pool_ranks(values, cols, strength, ranks);
+    return true;
+  }
   const T* sorted = scratch.sorted;
-  Pool* pools = scratch.pools;
+  const Pools& pools = scratch.pools;
   sort_row(values, cols, scratch.sort, scratch.sorted, order);
   // The infinite elements at both ends: one rank for all that are equal, each a pool of its own.
   std::int64_t first = 0, last = cols;
@@ -50,47 +114,68 @@ void soft_ranks(const T* values, std::int64_t cols, double strength, const SoftR
   };
   infinite(0, first);
   infinite(last, cols);
-  if (first == last) return;
+  if (first == last) return false;
 
   // Differences from an element of the row, so that a common offset takes no digits.
   const double base = static_cast<double>(sorted[first + (last - first) / 2]);
   const double half_strength = strength / 2;
-  std::int64_t count = 0;
-  for (std::int64_t k = first; k < last; ++k) {
+  std::int64_t count = 0;  // of pools that are written; the last one is in `sum`, `mean` and `begin`
+  double sum = static_cast<double>(sorted[first]) - base, mean = sum;
+  std::int64_t begin = first;
+  for (std::int64_t k = first + 1; k < last; ++k) {
     const double s = static_cast<double>(sorted[k]) - base;
-    Pool pool{s, s, k};
     // The middles of two neighbours lie half of their joint length apart.
-    while (count > 0) {
-      const Pool& previous = pools[count - 1];
-      const auto length = static_cast<double>(k + 1 - previous.begin);
-      if (pool.mean - previous.mean > half_strength * length) break;
-      pool.sum += previous.sum;
-      pool.begin = previous.begin;
-      pool.mean = pool.sum / length;
-      --count;
-    }
-    pools[count++] = pool;
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t begin = pools[i].begin, end = i + 1 < count ? pools[i + 1].begin : last;
-    const double middle = static_cast<double>(begin + end - cols) / 2;
-    const double mean = pools[i].mean;
-    order[begin] |= kBlockStart;
-    if (end - begin == 1) {
-      ranks[begin] = middle;
+    double length = static_cast<double>(k + 1 - begin);
+    if (s - mean > half_strength * length) {
+      pools.sums[count] = sum;
+      pools.means[count] = mean;
+      pools.begins[count++] = begin;
+      sum = mean = s;
+      begin = k;
       continue;
     }
-    for (std::int64_t k = begin; k < end; ++k) {
-      ranks[k] = middle + (static_cast<double>(sorted[k]) - base - mean) / strength;
+    sum += s;
+    mean = sum / length;
+    while (count > 0) {
+      length = static_cast<double>(k + 1 - pools.begins[count - 1]);
+      if (mean - pools.means[count - 1] > half_strength * length) break;
+      --count;
+      sum += pools.sums[count];
+      begin = pools.begins[count];
+      mean = sum / length;
     }
   }
+  pools.means[count] = mean;
+  pools.begins[count++] = begin;
+  pools.begins[count] = last;
+  double* const middles = pools.sums;
+  for (std::int64_t i = 0; i < count; ++i) {
+    begin = pools.begins[i];
+    mean = pools.means[i];
+    const std::int64_t end = pools.begins[i + 1];
+    const double middle = static_cast<double>(begin + end - cols) / 2;
+    order[begin] |= kBlockStart;
+    for (std::int64_t k = begin; k < end; ++k) {
+      middles[k] = middle;
+      ranks[k] = static_cast<double>(sorted[k]) - base - mean;
+    }
+  }
+  // The divisions by themselves, a register at a time.
+  for (std::int64_t k = first; k < last; ++k) ranks[k] = middles[k] + ranks[k] / strength;
+  return false;
 }
 
 // out[order[k]] = (g_k - mean of g over the pool) / strength, where g(k, index) is the gradient
-// with respect to the rank in place k.                                         // order, out: [C]
+// with respect to the rank in place k.                                // order, out, scratch: [C]
 template <typename T, typename Gradient>
 R2KD_INLINE void pool_gradient(const std::uint32_t* order, std::int64_t cols, double strength,
-                               const Gradient& g, T* out) {
+                               const Gradient& g, double* scratch, T* out) {
+  if (is_one_pool(order, cols)) {
+    for (std::int64_t k = 0; k < cols; ++k) scratch[k] = g(k, k);
+    const double mean = sum_of(scratch, cols) / static_cast<double>(cols);
+    for (std::int64_t k = 0; k < cols; ++k) out[k] = static_cast<T>((scratch[k] - mean) / strength);
+    return;
+  }
   for (std::int64_t begin = 0; begin < cols;) {
     double sum = g(begin, order[begin] & kIndexMask);
     std::int64_t end = begin + 1;
@@ -98,7 +183,7 @@ R2KD_INLINE void pool_gradient(const std::uint32_t* order, std::int64_t cols, do
     const double mean = sum / static_cast<double>(end - begin);
     const bool finite = (order[begin] & kInfinite) == 0;
     for (std::int64_t k = begin; k < end; ++k) {
-      const std::uint32_t index = order[k] & kIndexMask;
+      const std::int64_t index = order[k] & kIndexMask;
       out[index] = finite ? static_cast<T>((g(k, index) - mean) / strength) : T(0);
     }
     begin = end;

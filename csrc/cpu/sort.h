@@ -1,8 +1,9 @@
 // The stable ascending order of one row without NaN; -0 and 0 are equal.
 //
 // Short rows: the place of an element is the number of elements before it, counted a register at a
-// time. Long rows: two radix passes over linearly quantised values leave next to nothing to an
-// insertion sort; where they leave much (far outliers), a radix sort over all bits takes over.
+// time. Long rows: a pass into buckets of linearly quantised values, or two radix passes over finer
+// ones, leaves next to nothing to an insertion sort; where both leave much (far outliers), a radix
+// sort over all bits takes over.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +59,7 @@ using Count = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
 
 // Up to here C^2 comparisons, a register at a time, are faster than a radix sort's passes.
 template <typename T>
-constexpr std::int64_t kCountCols = 32 * kLanes<T>;
+constexpr std::int64_t kCountCols = 12 * kLanes<T>;
 
 template <typename T, int registers>
 R2KD_INLINE void count_smaller(const T* values, std::int64_t cols, std::int64_t begin, Count<T>* counts) {
@@ -69,7 +70,7 @@ R2KD_INLINE void count_smaller(const T* values, std::int64_t cols, std::int64_t 
   for (std::int64_t j = 0; j < cols; ++j) {
     const Vector<T> other = broadcast(values[j]);
 #pragma GCC unroll 4
-    for (int r = 0; r < registers; ++r) smaller[r] = other < own[r] ? smaller[r] + 1 : smaller[r];
+    for (int r = 0; r < registers; ++r) smaller[r] -= other < own[r];
   }
   for (int r = 0; r < registers; ++r) {
     std::memcpy(counts + begin + r * kLanes<T>, &smaller[r], sizeof(Integer));
@@ -171,6 +172,12 @@ Pair<T>* radix_sort(const T* values, std::int64_t cols, Pair<T>* a, Pair<T>* b, 
 
 // --- by quantisation -----------------------------------------------------------------------------
 
+// From here on the buckets of one pass are too many for the first-level cache.
+constexpr std::int64_t kLongRow = 4096;
+constexpr std::uint32_t kFewestBuckets = 512;
+constexpr std::uint32_t kMostBuckets = 16384;
+constexpr std::int64_t kMaxCounts = 8 * 256 > 2 * 2048 ? 8 * 256 : 2 * 2048;
+
 // Range of the finite elements; lowest > highest where there are none.
 template <typename T>
 void finite_range(const T* values, std::int64_t cols, T& lowest, T& highest) {
@@ -207,6 +214,61 @@ bool finish_by_insertion(std::int64_t cols, T* sorted, std::uint32_t* order) {
     if (moves_left == 0) return false;
   }
   return true;
+}
+
+// counts -> where the elements of each bucket begin.            // `buckets` is a multiple of 8
+inline void starts_of_buckets(std::uint16_t* counts, std::uint32_t buckets) {
+#if defined(__SSE2__)
+  __m128i before = _mm_setzero_si128();
+  for (std::uint32_t bucket = 0; bucket < buckets; bucket += 8) {
+    auto* const here = reinterpret_cast<__m128i*>(counts + bucket);
+    const __m128i own = _mm_loadu_si128(here);
+    __m128i sum = _mm_add_epi16(own, _mm_slli_si128(own, 2));
+    sum = _mm_add_epi16(sum, _mm_slli_si128(sum, 4));
+    sum = _mm_add_epi16(sum, _mm_slli_si128(sum, 8));
+    sum = _mm_add_epi16(sum, before);
+    _mm_storeu_si128(here, _mm_sub_epi16(sum, own));
+    before = _mm_shufflehi_epi16(sum, 0xff);
+    before = _mm_unpackhi_epi64(before, before);
+  }
+#else
+  std::uint16_t before = 0;
+  for (std::uint32_t bucket = 0; bucket < buckets; ++bucket) {
+    const std::uint16_t here = counts[bucket];
+    counts[bucket] = before;
+    before = static_cast<std::uint16_t>(before + here);
+  }
+#endif
+}
+
+// One pass into buckets, so many for each element that the insertion sort finds next to nothing to
+// do, unless the row has far outliers. The first and the last bucket are for the infinite ones.
+template <typename T>
+bool bucket_sort(const T* values, std::int64_t cols, std::uint32_t* quanta, std::uint16_t* starts,
+                 T* sorted, std::uint32_t* order) {
+  std::uint32_t buckets = kFewestBuckets;
+  while (buckets < 4 * cols && buckets < kMostBuckets) buckets *= 2;
+  T lowest, highest;
+  finite_range(values, cols, lowest, highest);
+  const T range = highest - lowest;
+  if (!(range > 0 && range < -static_cast<T>(kMinusInfinity))) return false;
+  const T last = static_cast<T>(buckets - 1);
+  const T scale = static_cast<T>(buckets - 3) / range;
+  for (std::int64_t j = 0; j < cols; ++j) {
+    T quantum = (values[j] - lowest) * scale + 1;
+    quantum = quantum > 0 ? quantum : T(0);
+    quantum = quantum < last ? quantum : last;
+    quanta[j] = static_cast<std::uint32_t>(static_cast<std::int32_t>(quantum));
+  }
+  std::memset(starts, 0, sizeof(std::uint16_t) * buckets);
+  for (std::int64_t j = 0; j < cols; ++j) ++starts[quanta[j]];
+  starts_of_buckets(starts, buckets);
+  for (std::int64_t j = 0; j < cols; ++j) {
+    const std::uint32_t place = starts[quanta[j]]++;
+    sorted[place] = values[j];
+    order[place] = static_cast<std::uint32_t>(j);
+  }
+  return finish_by_insertion(cols, sorted, order);
 }
 
 // (x - lowest) * scale rounded down to 2 * bits bits never puts a larger element before a smaller
@@ -247,10 +309,6 @@ bool quantised_sort(const T* values, std::int64_t cols, std::uint32_t* quanta, s
   return finish_by_insertion(cols, sorted, order);
 }
 
-// From here on larger digits are worth the larger table of counts.
-constexpr std::int64_t kLongRow = 4096;
-constexpr std::int64_t kMaxCounts = 8 * 256 > 2 * 2048 ? 8 * 256 : 2 * 2048;
-
 // --- scratch -----------------------------------------------------------------------------------
 
 // What sorting one row of C numbers needs.
@@ -261,6 +319,7 @@ struct SortScratch {
       places = carver.take<Count<T>>(padded<T>(cols));
     } else {
       counts = carver.take<std::uint32_t>(kMaxCounts);
+      starts = carver.take<std::uint16_t>(kMostBuckets);
       quanta = carver.take<std::uint32_t>(cols);
       pairs = carver.take<std::uint64_t>(cols);
       a = carver.take<Pair<T>>(cols);
@@ -269,6 +328,7 @@ struct SortScratch {
   }
   Count<T>* places = nullptr;
   std::uint32_t* counts = nullptr;
+  std::uint16_t* starts = nullptr;
   std::uint32_t* quanta = nullptr;
   std::uint64_t* pairs = nullptr;
   Pair<T>* a = nullptr;
@@ -286,6 +346,9 @@ void sort_row(const T* values, std::int64_t cols, const SortScratch<T>& scratch,
       sorted[place] = values[j];
       order[place] = static_cast<std::uint32_t>(j);
     }
+    return;
+  }
+  if (cols <= kLongRow && bucket_sort(values, cols, scratch.quanta, scratch.starts, sorted, order)) {
     return;
   }
   const bool done = cols < kLongRow

@@ -23,6 +23,11 @@ struct Call {
   std::int64_t mask_stride;
 
   bool keeps(std::int64_t row) const { return mask == nullptr || mask[row * mask_stride] != 0; }
+  std::int64_t kept() const {
+    std::int64_t count = 0;
+    for (std::int64_t i = 0; i < params.rows; ++i) count += keeps(i);
+    return count;
+  }
   // eps where ranks are not divided by C (C + 1) / 2.
   double eps() const {
     const double cols = static_cast<double>(params.cols);
@@ -89,14 +94,37 @@ struct SoftScratch {
         y_ranks(carver.take<double>(cols)),
         y_by_index(carver.take<double>(cols)),
         order(carver.take<std::uint32_t>(cols)),
+        gradient(carver.take<T>(padded<T>(cols))),
         soft(carver, cols) {}
   T* values;             // [C], padded: the row being ranked, then a row of gradients
   double* x_ranks;       // [C], in the order of x
-  double* y_ranks;       // [C], in the order of y
+  double* y_ranks;       // [C], in the order of y, then free
   double* y_by_index;    // [C], as the row lies
   std::uint32_t* order;  // [C], the pooled order: of y, then of x
+  T* gradient;           // [C], padded
   SoftRankScratch<T> soft;
 };
+
+// Of two vectors [C] whose means are 0.
+inline Correlation<double> in_place_correlation(const double* a, const double* b, std::int64_t cols,
+                                                double eps) {
+  constexpr int lanes = kLanes<double>;
+  Vector<double> xx{}, yy{}, xy{};
+  std::int64_t j = 0;
+  for (; j + lanes <= cols; j += lanes) {
+    const Vector<double> x = load(a + j), y = load(b + j);
+    xx += x * x;
+    yy += y * y;
+    xy += x * y;
+  }
+  double sums[3] = {horizontal_sum<double>(xx), horizontal_sum<double>(yy), horizontal_sum<double>(xy)};
+  for (; j < cols; ++j) {
+    sums[0] += a[j] * a[j];
+    sums[1] += b[j] * b[j];
+    sums[2] += a[j] * b[j];
+  }
+  return correlation_from_moments(sums[0], sums[1], sums[2], eps);
+}
 
 // Ranks both rows (less (C + 1) / 2) and returns rho with its coefficients; NaN with a NaN in them.
 template <typename T>
@@ -105,12 +133,16 @@ Correlation<double> soft_row(const Call& call, std::int64_t row, const SoftScrat
   const double strength = call.params.strength;
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   if (load_row(call.y, row, cols, scratch.values)) return {nan, nan, nan};
-  soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.y_ranks, scratch.order);
+  const bool y_in_place =
+      soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.y_ranks, scratch.order);
   for (std::int64_t k = 0; k < cols; ++k) {
-    scratch.y_by_index[scratch.order[k] & kIndexMask] = scratch.y_ranks[k];
+    const std::int64_t index = y_in_place ? k : scratch.order[k] & kIndexMask;
+    scratch.y_by_index[index] = scratch.y_ranks[k];
   }
   if (load_row(call.x, row, cols, scratch.values)) return {nan, nan, nan};
-  soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.x_ranks, scratch.order);
+  if (soft_ranks(scratch.values, cols, strength, scratch.soft, scratch.x_ranks, scratch.order)) {
+    return in_place_correlation(scratch.x_ranks, scratch.y_by_index, cols, call.eps());
+  }
   constexpr std::int64_t kBlock = 1024;
   double xx = 0, yy = 0, xy = 0;
   for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
@@ -146,16 +178,16 @@ Status over_rows(const Call& call, int threads, const Body& rows_body) {
   return Status::ok;
 }
 
-template <typename T>
-Status soft_forward(const Call& call, T* rho, int threads) {
+// Ranks in T, rho in R.
+template <typename T, typename R>
+Status soft_forward(const Call& call, R* rho, int threads) {
   return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-      rho[i] = call.keeps(i) ? static_cast<T>(soft_row(call, i, scratch).r) : T(0);
+      rho[i] = call.keeps(i) ? static_cast<R>(soft_row(call, i, scratch).r) : R(0);
     }
   });
 }
 
-// Ranks in T, rho in R.
 template <typename T, typename R>
 Status hard_forward(const Call& call, R* rho, int threads) {
   // Both rank vectors are permutations of 1, ..., C: |a|^2 = |b|^2 = C (C^2 - 1) / 12, and
@@ -179,27 +211,45 @@ Status hard_forward(const Call& call, R* rho, int threads) {
   });
 }
 
-template <typename T>
-Status forward(const Call& call, T* rho, int threads) {
-  return call.params.soft ? soft_forward(call, rho, threads) : hard_forward<T>(call, rho, threads);
+template <typename T, typename R>
+Status forward(const Call& call, R* rho, int threads) {
+  return call.params.soft ? soft_forward<T>(call, rho, threads) : hard_forward<T>(call, rho, threads);
 }
 
+// *loss += weight (1 - mean of rho over the kept rows).
 template <typename T>
-Status add_hard_loss(const Call& call, double weight, T* loss, int threads) {
+Status add_loss(const Call& call, double weight, T* loss, int threads) {
   const std::int64_t rows = call.params.rows;
   Workspace workspace;
   if (!workspace.allocate(1, rows * std::int64_t{sizeof(double)})) return Status::out_of_memory;
   double* rho = reinterpret_cast<double*>(workspace.part(0));  // [B]
-  const Status status = hard_forward<T>(call, rho, threads);
+  const Status status = forward<T>(call, rho, threads);
   if (status != Status::ok) return status;
   double sum = 0;
-  std::int64_t kept = 0;
-  for (std::int64_t i = 0; i < rows; ++i) {
-    sum += rho[i];
-    kept += call.keeps(i);
-  }
+  for (std::int64_t i = 0; i < rows; ++i) sum += rho[i];
+  const std::int64_t kept = call.kept();
   if (kept > 0) *loss = static_cast<T>(static_cast<double>(*loss) + weight * (1 - sum / static_cast<double>(kept)));
   return Status::ok;
+}
+
+// The gradient of grad * rho of a kept row.                                           // out: [C]
+template <typename T>
+void row_gradient(const Call& call, std::int64_t row, double grad, const SoftScratch<T>& scratch, T* out) {
+  const std::int64_t cols = call.params.cols;
+  const Correlation<double> c = soft_row(call, row, scratch);
+  if (c.r != c.r) {
+    // As everywhere, infinite elements of a row of numbers have no gradient.
+    const bool x_nan = load_row(call.x, row, cols, scratch.values);
+    for (std::int64_t j = 0; j < cols; ++j) {
+      const bool infinite = scratch.values[j] - scratch.values[j] != T(0);
+      out[j] = infinite && !x_nan ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    }
+    return;
+  }
+  const double alpha = grad * c.alpha, beta = grad * c.beta;
+  const double *of_x = scratch.x_ranks, *of_y = scratch.y_by_index;
+  const auto g = [&](std::int64_t k, std::int64_t index) { return alpha * of_y[index] - beta * of_x[k]; };
+  pool_gradient(scratch.order, cols, call.params.strength, g, scratch.y_ranks, out);
 }
 
 template <typename T>
@@ -210,27 +260,32 @@ Status backward(const Call& call, const T* grad_rho, std::int64_t grad_stride, v
   return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
       T* out = gradient_target(grad_x, dtype, i * cols, scratch.values);
-      if (!call.keeps(i)) {
-        for (std::int64_t j = 0; j < cols; ++j) out[j] = T(0);
+      if (call.keeps(i)) {
+        row_gradient(call, i, static_cast<double>(grad_rho[i * grad_stride]), scratch, out);
       } else {
-        const Correlation<double> c = soft_row(call, i, scratch);
-        if (c.r != c.r) {
-          // As everywhere, infinite elements of a row of numbers have no gradient.
-          const bool x_nan = load_row(call.x, i, cols, scratch.values);
-          for (std::int64_t j = 0; j < cols; ++j) {
-            const bool infinite = scratch.values[j] - scratch.values[j] != T(0);
-            out[j] = infinite && !x_nan ? T(0) : std::numeric_limits<T>::quiet_NaN();
-          }
-        } else {
-          const double grad = static_cast<double>(grad_rho[i * grad_stride]);
-          const double alpha = grad * c.alpha, beta = grad * c.beta;
-          const auto g = [&](std::int64_t k, std::uint32_t index) {
-            return alpha * scratch.y_by_index[index] - beta * scratch.x_ranks[k];
-          };
-          pool_gradient(scratch.order, cols, call.params.strength, g, out);
-        }
+        for (std::int64_t j = 0; j < cols; ++j) out[j] = T(0);
       }
       store_gradient(grad_x, dtype, i * cols, cols, out);
+    }
+  });
+}
+
+template <typename T>
+Status add_loss_gradient(const Call& call, double weight, const T* grad_loss, void* grad_x, int threads) {
+  const std::int64_t cols = call.params.cols;
+  const double grad_rho = -weight * static_cast<double>(*grad_loss) / static_cast<double>(call.kept());
+  const ConstMatrix before{grad_x, cols, 1, call.x.dtype};  // [B, C]
+  return over_rows<SoftScratch<T>>(call, threads, [&](Range rows, const SoftScratch<T>& scratch) {
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+      if (!call.keeps(i)) continue;
+      row_gradient(call, i, grad_rho, scratch, scratch.gradient);
+      load_row(before, i, cols, scratch.values);
+      GradientRow<T> target(grad_x, call.x.dtype, i * cols, false);
+      std::int64_t j = 0;
+      for (; j + kLanes<T> <= cols; j += kLanes<T>) {
+        target.store(j, load(scratch.values + j) + load(scratch.gradient + j));
+      }
+      if (j < cols) target.store_part(j, load(scratch.values + j) + load(scratch.gradient + j), cols - j);
     }
   });
 }
@@ -244,17 +299,28 @@ bool in_double(const Call& call) {
 Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
                         const std::uint8_t* mask, std::int64_t mask_stride, void* rho, int threads) {
   const Call call{params, x, y, mask, mask_stride};
-  if (in_double(call)) return forward(call, static_cast<double*>(rho), threads);
-  return forward(call, static_cast<float*>(rho), threads);
+  if (in_double(call)) return forward<double>(call, static_cast<double*>(rho), threads);
+  return forward<float>(call, static_cast<float*>(rho), threads);
 }
 
-Status hard_rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
-                      const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
-                      int threads) {
+Status rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                 const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
+                 int threads) {
   if (params.rows == 0) return Status::ok;
   const Call call{params, x, y, mask, mask_stride};
-  if (in_double(call)) return add_hard_loss(call, weight, static_cast<double*>(loss), threads);
-  return add_hard_loss(call, weight, static_cast<float*>(loss), threads);
+  if (in_double(call)) return add_loss(call, weight, static_cast<double*>(loss), threads);
+  return add_loss(call, weight, static_cast<float*>(loss), threads);
+}
+
+Status rank_loss_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                          const std::uint8_t* mask, std::int64_t mask_stride, double weight,
+                          const void* grad_loss, void* grad_x, int threads) {
+  if (params.rows == 0) return Status::ok;
+  const Call call{params, x, y, mask, mask_stride};
+  if (in_double(call)) {
+    return add_loss_gradient(call, weight, static_cast<const double*>(grad_loss), grad_x, threads);
+  }
+  return add_loss_gradient(call, weight, static_cast<const float*>(grad_loss), grad_x, threads);
 }
 
 Status spearman_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,

@@ -27,7 +27,8 @@ struct SoftRankParams {
 };
 
 // The pooled order of a row, one number per place k: the index of the element in that place, with
-// two flags. A row with a NaN has kNaNRow in place 0 and nothing in the others.
+// two flags. The elements of a pool may come in any order. A row with a NaN has kNaNRow in place 0
+// and nothing in the others.
 constexpr std::uint32_t kBlockStart = 0x80000000u;  // a pool of the isotonic regression begins here
 constexpr std::uint32_t kInfinite = 0x40000000u;    // infinite, and a pool of its own
 constexpr std::uint32_t kIndexMask = 0x3fffffffu;
@@ -41,11 +42,17 @@ constexpr std::int64_t kMaxRankCols = 0x3fffffff;
 Status spearman_forward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
                         const std::uint8_t* mask, std::int64_t mask_stride, void* rho, int threads);
 
-// Hard ranks only. *loss += weight (1 - mean of rho over the kept rows), and nothing where no row is
-// kept. loss: double where either input is double, else float.
-Status hard_rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
-                      const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
-                      int threads);
+// *loss += weight (1 - mean of rho over the kept rows), and nothing where no row is kept.
+// loss: double where either input is double, else float.
+Status rank_loss(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                 const std::uint8_t* mask, std::int64_t mask_stride, double weight, void* loss,
+                 int threads);
+
+// Soft ranks only. grad_x += *grad_loss times the gradient of what rank_loss adds. grad_loss: of
+// loss's type. grad_x: [B, C] contiguous, the dtype of x.
+Status rank_loss_backward(const SpearmanParams& params, const ConstMatrix& x, const ConstMatrix& y,
+                          const std::uint8_t* mask, std::int64_t mask_stride, double weight,
+                          const void* grad_loss, void* grad_x, int threads);
 
 // Soft ranks only. grad_rho: [B] of rho's type, `grad_stride` in elements. grad_x: [B, C]
 // contiguous, the dtype of x, every element written.
