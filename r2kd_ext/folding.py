@@ -92,7 +92,7 @@ def _merged(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
     def exact(value: Tensor | None, missing: float) -> Tensor:
         if value is None:
-            return torch.full((norm.num_features,), missing, dtype=torch.float64)
+            return torch.full((norm.num_features,), missing, dtype=torch.float64, device="cpu")
         return value.to("cpu", torch.float64)  # not every device has float64
 
     scale = exact(norm.weight, 1) / (exact(norm.running_var, 1) + norm.eps).sqrt()

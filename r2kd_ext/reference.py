@@ -159,15 +159,15 @@ def soft_ranks(x: Tensor, strength: float) -> Tensor:
     z = x.double()  # [B, C]
     rows, classes = z.shape
     in_order, order = torch.sort(z.detach(), dim=1, stable=True)
-    pool = torch.zeros(rows, classes, dtype=torch.int64)  # [B, C], by place
-    middle = torch.zeros(rows, classes, dtype=torch.float64)  # [B, C], by place
+    pool = torch.zeros(rows, classes, dtype=torch.int64, device="cpu")  # [B, C], by place
+    middle = torch.zeros(rows, classes, dtype=torch.float64, device="cpu")  # [B, C], by place
     for i, row in enumerate(in_order.tolist()):
         if any(map(math.isnan, row)):
             continue
         first, last = row.count(-math.inf), classes - row.count(math.inf)
         numbers, middles = _pools(row[first:last], strength)
-        pool[i, first:last] = torch.tensor(numbers, dtype=torch.int64)
-        middle[i, first:last] = torch.tensor(middles, dtype=torch.float64) + first
+        pool[i, first:last] = pool.new_tensor(numbers)
+        middle[i, first:last] = middle.new_tensor(middles) + first
         middle[i, :first] = (1 + first) / 2
         middle[i, last:] = (last + 1 + classes) / 2
     pool, middle = (

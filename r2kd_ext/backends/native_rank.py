@@ -40,7 +40,7 @@ def spearman(
     strength: float,
     eps: float,
 ) -> Tensor:
-    rho = torch.empty(x.shape[0], dtype=accumulator(x.dtype, y.dtype))  # [B]
+    rho = x.new_empty(x.shape[0], dtype=accumulator(x.dtype, y.dtype))  # [B]
     _core.spearman_forward(
         *x.shape, eps, strength, soft,
         x.data_ptr(), *x.stride(), _DTYPE_CODES[x.dtype],
@@ -95,7 +95,7 @@ def spearman_backward(
     strength: float,
     eps: float,
 ) -> Tensor:
-    grad_x = torch.empty(x.shape, dtype=x.dtype)  # [B, C]
+    grad_x = x.new_empty(x.shape)  # [B, C]
     _core.spearman_backward(
         *x.shape, eps, strength,
         x.data_ptr(), *x.stride(), _DTYPE_CODES[x.dtype],
@@ -107,8 +107,8 @@ def spearman_backward(
 
 
 def soft_rank(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:  # x: [B, C]
-    ranks = torch.empty(x.shape, dtype=accumulator(x.dtype))  # [B, C]
-    order = torch.empty(x.shape, dtype=torch.int32)  # [B, C]
+    ranks = x.new_empty(x.shape, dtype=accumulator(x.dtype))  # [B, C]
+    order = x.new_empty(x.shape, dtype=torch.int32)  # [B, C]
     _core.soft_rank_forward(
         *x.shape, strength, x.data_ptr(), *x.stride(), _DTYPE_CODES[x.dtype],
         ranks.data_ptr(), order.data_ptr(), _threads(),
@@ -122,7 +122,7 @@ def soft_rank_backward(
     strength: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    grad_x = torch.empty(grad_ranks.shape, dtype=dtype)  # [B, C]
+    grad_x = grad_ranks.new_empty(grad_ranks.shape, dtype=dtype)  # [B, C]
     order = order.contiguous()
     _core.soft_rank_backward(
         *grad_ranks.shape, strength,
