@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +21,15 @@ pytest.importorskip("accelerate", reason="of the extra train")
 import safetensors
 import safetensors.torch
 import torch
+import torch._dynamo.utils
 import train_networks
+from accelerate import Accelerator
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
 from r2kd_ext.cli import main
 from r2kd_ext.train import checkpoint, engine, files, trackers
+from r2kd_ext.train import run as runs
 from r2kd_ext.train.config import DataConfig, OptimizerConfig
 from r2kd_ext.train.data import load
 from r2kd_ext.train.engine import Engine
@@ -70,10 +74,6 @@ def losses_of(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clocks = ("seconds", "images_per_second")
     return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "student.safetensors")
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
@@ -147,20 +147,34 @@ def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str, digi
         assert found[name] == pytest.approx(expected, abs=1.5 / len(labels))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SMOOTHED = ["--run.ema_decay=0.9", "--method.label_smoothing=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "whole_words", "stopped_words"),
+    [
+        (signal.SIGINT, 130, [], []),
+        (signal.SIGTERM, 143, [], []),
+        # Processes that load images change nothing, wherever they are when they are stopped.
+        (signal.SIGTERM, 143, SMOOTHED, [*SMOOTHED, "--data.workers=2"]),
+        (signal.SIGTERM, 143, ["--run.precision=bf16"], ["--run.precision=bf16"]),
+    ],
+)
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     tmp_path: Path,
     config: str,
     number: int,
     code: int,
+    whole_words: list[str],
+    stopped_words: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert train(config, "--run.output", tmp_path / "whole") == 0
+    assert train(config, *whole_words, "--run.output", tmp_path / "whole") == 0
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: signal.raise_signal(number))
-        assert train(config, "--run.output", stopped) == code
+        assert train(config, *stopped_words, "--run.output", stopped) == code
     assert f"To go on: r2kd train --resume {stopped}" in capsys.readouterr().out
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == [
         "step-000000005.safetensors"
@@ -177,8 +191,11 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
         assert train("--resume", stopped) == code
     assert not (stopped / "metrics.csv").exists()
     assert train("--resume", stopped) == 0
-    one, two = weights_of(tmp_path / "whole"), weights_of(stopped)
-    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    files = [path.name for path in (tmp_path / "whole").glob("student*")]
+    assert len(files) == (2 if "--run.ema_decay=0.9" in whole_words else 1)
+    for name in files:
+        one, two = (safetensors.torch.load_file(tmp_path / x / name) for x in ("whole", "stopped"))
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
     assert losses_of(tmp_path / "whole") == losses_of(stopped)
 
 
@@ -267,13 +284,15 @@ def test_resume_refuses_what_it_cannot_go_on_with(
     ("words", "complaint"),
     [
         (["--run.precision", "fp16"], "run.precision fp16 needs a GPU"),
-        (["--run.trackers", "[wandb]"], "wandb, which is not installed: pip install wandb"),
+        (["--run.trackers", "[wandb]"], "which is not installed: pip install 'r2kd_ext[wandb]'"),
         (["--optimizer.batch_size", "5000"], "optimizer.batch_size must be between 1 and"),
         (["--augment.view", "none"], "augment.view must name a view"),
         (["--student.name", "digits_studnt"], "did you mean digits_student"),
         (["--optimizer.batchsize", "5"], "batch_size"),
         (["--epochs", "5"], "epochs"),
         (["--run.keep", "1"], "run.keep must be >= 2, got 1"),
+        (["--teacher.name=resnet8"], "teacher.checkpoint must be given, or resnet8 teaches with"),
+        (["--teacher.name=timm:x"], "teacher.checkpoint must be given (or teacher.pretrained true"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -288,6 +307,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert train(config, "--run.output", tmp_path / "a", *words) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--teacher.checkpoint=gone.pth"], "there is no checkpoint gone.pth for train_networks"),
+        (["--student.name", "train_networks:smal"], "no function 'smal'; did you mean small"),
+        (["--student.name", "resnet21"], "there is no network 'resnet21'; did you mean"),
+    ],
+)
+def test_networks_are_looked_up_before_the_images_are_read(
+    tmp_path: Path,
+    config: str,
+    words: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delattr(engine, "load")
+    assert train(config, "--run.output", tmp_path / "a", *words) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_profile_prints_the_parts_and_writes_nothing(
@@ -309,6 +349,144 @@ def test_half_precision_computes_in_it(tmp_path: Path, config: str) -> None:
     full, half = (losses_of(folder)[-1]["loss"] for folder in folders.values())
     assert half != full
     assert half == pytest.approx(full, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same(tmp_path: Path, config: str) -> None:
+    """The network is an nn.Sequential, which nn.Module.compile() leaves as it is."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    words = ["--student.name", "train_networks:plain", "--method.augmented_view=false"]
+    for name, compiled in (("eager", "false"), ("compiled", "true")):
+        assert not counters["stats"]["unique_graphs"]
+        folder = tmp_path / name
+        assert train(config, *words, "--run.compile", compiled, "--run.output", folder) == 0
+    assert counters["stats"]["unique_graphs"] == 2  # of training and of validation
+    assert not counters["graph_break"]
+    one, two = (losses_of(tmp_path / name) for name in ("eager", "compiled"))
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    load_network(tmp_path / "compiled" / "student.safetensors", "train_networks:plain")
+
+
+class Overflowing(torch.nn.Module):
+    """Its logits are infinite in the third forward of training, as after an overflow in fp16."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.network, self.forwards = train_networks.plain(num_classes), 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.forwards += self.training
+        logits: torch.Tensor = self.network(images)
+        return logits * torch.inf if self.forwards == 3 else logits
+
+
+@pytest.mark.filterwarnings("error:Seems like:UserWarning")
+def test_loss_scaling_leaves_a_step_out_and_is_resumed(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in fp16 on a GPU: on the CPU Accelerate makes no scaler, so one is put in its place."""
+
+    def scaling(**settings: Any) -> Accelerator:
+        accelerator = Accelerator(**settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
+        return accelerator
+
+    monkeypatch.setattr(runs, "Accelerator", scaling)
+    words = ["--student.name", "test_train_engine:Overflowing", "--method.name=ce"]
+    words += ["--run.checkpoint_every=1", "--run.keep=50"]
+    folder = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train(config, *words, "--run.output", folder) == 143
+    two, three, four = (
+        checkpoint.load(folder / "checkpoints" / f"step-{step:09d}.safetensors")
+        for step in (2, 3, 4)
+    )
+    name = "network/student.network.0.weight"
+    assert torch.equal(two.tensors[name], three.tensors[name])
+    assert not torch.equal(three.tensors[name], four.tensors[name])
+    assert [x.values["scaler"]["scale"] for x in (two, three, four)] == [1024.0, 512.0, 512.0]
+    assert [x.values["counted"] for x in (two, three, four)] == [2, 2, 3]
+    assert train("--resume", folder) == 0  # where the third forward overflows once more
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    assert checkpoint.load(last).values["scaler"]["scale"] == 256.0
+
+
+def test_an_untrained_teacher_is_asked_for(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a"
+    words = ["--teacher.name=resnet8", "--teacher.untrained=true", "--data.image_size=8"]
+    assert train(config, *words, "--optimizer.epochs=1", "--run.output", folder) == 0
+    assert "the teacher is untrained" in capsys.readouterr().out
+    assert main(["eval", str(folder), "--no-corruptions"]) == 0
+    results = json.loads((folder / "eval" / "results.json").read_text())
+    assert results["teacher"] is None  # another one than the student had
+
+
+class FakeWandb:
+    """Keeps what the trainer gives to W&B."""
+
+    def __init__(self) -> None:
+        self.settings: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.finished = 0
+
+    def init(self, **settings: Any) -> FakeWandb:
+        self.settings.append(settings)
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_wandb_gets_the_figures_and_the_same_run_again(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
+    folder = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        at_step(patch, 15, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train(config, "--run.output", folder, "--run.trackers", "[wandb]") == 143
+    assert train("--resume", folder) == 0
+    first, second = wandb.settings
+    assert first["id"] == second["id"]
+    assert (first["resume"], first["dir"], first["name"]) == ("allow", str(folder), "a")
+    assert first["config"]["method"]["rank"] == "soft"
+    assert wandb.finished == 2
+    epochs = [(step, values) for step, values in wandb.logged if "epoch/top1" in values]
+    assert [step for step, _ in epochs] == [11, 22]
+    assert [values["epoch/loss"] for _, values in epochs] == [
+        row["loss"] for row in losses_of(folder)
+    ]
+
+
+def test_wandb_that_cannot_start(
+    tmp_path: Path,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wandb = FakeWandb()
+
+    def fails(**settings: Any) -> None:
+        raise RuntimeError("no API key configured")
+
+    wandb.init = fails  # type: ignore[method-assign,assignment]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
+    assert train(config, "--run.output", tmp_path / "a", "--run.trackers", "[wandb]") == 1
+    message = capsys.readouterr().err
+    assert "wandb, which run.trackers names, cannot start: RuntimeError: no API key" in message
+    assert "WANDB_MODE=offline" in message
+    assert train("--resume", tmp_path / "a", "--run.trackers", "[]") == 0
 
 
 def test_rates_are_those_of_torch() -> None:

@@ -131,9 +131,7 @@ def test_checkpoint(tmp_path: Path, ending: str, name: str) -> None:
 
 
 def test_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileProblem, match=r"cannot read the checkpoint .*nothing\.pth: No such file"
-    ):
+    with pytest.raises(FileProblem, match=r"there is no checkpoint .*nothing\.pth for"):
         create(ModelConfig("resnet8", str(tmp_path / "nothing.pth")), 7)
     path = tmp_path / "evil.pth"
     torch.save({"model": {"a": Path("x")}}, path)  # a pickle that would have to run code

@@ -184,12 +184,14 @@ class Engine:
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
-        self._module, self._optimizer = accelerator.prepare(step, optimizer)
-        own = self._optimizer.optimizer
+        # Before `prepare`, whose loss scaling puts back the optimiser's `step` as it found it.
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(
-            own, rate_factor(settings, self._sampler.batches)
+            optimizer, rate_factor(settings, self._sampler.batches)
         )
-        self._state = RunState(accelerator, self._module, own, self._scheduler, self._ema)
+        self._module, self._optimizer = accelerator.prepare(step, optimizer)
+        self._state = RunState(
+            accelerator, self._module, self._optimizer.optimizer, self._scheduler, self._ema
+        )
 
     # Training
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
 
-from . import trackers
+from . import networks, trackers
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .configure import ConfigProblem, load_config, to_yaml
@@ -96,6 +96,9 @@ def start(config: Config, accelerator: Accelerator, screen: Screen) -> tuple[Eng
     """
     trackers.check(config.run.trackers)
     _check_teacher(config, screen)
+    # Looked up here, since to decode every image first may take long.
+    for network in (config.student, config.teacher)[: 1 if config.method.name == "ce" else 2]:
+        networks.find(network)
     engine = Engine(config, accelerator, screen)
     made: list[Any] = [None]
     if accelerator.is_main_process:

@@ -55,7 +55,7 @@ def _start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
             resume="allow",
         )
     except Exception as error:  # of the network, the account or its own kinds
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise FileProblem(
             f"wandb, which run.trackers names, cannot start: {type(error).__name__}: {reason}. "
             "Log in by `wandb login`, set WANDB_MODE=offline, or leave it out"
