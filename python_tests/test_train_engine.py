@@ -330,6 +330,19 @@ def test_networks_are_looked_up_before_the_images_are_read(
     assert complaint in capsys.readouterr().err
 
 
+def test_a_package_that_only_the_data_needs(
+    tmp_path: Path,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as where it is not installed
+    assert train(config, "--run.output", tmp_path / "a") == 1
+    assert "the trainer needs the package sklearn: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_profile_prints_the_parts_and_writes_nothing(
     tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -75,6 +76,28 @@ def test_names_that_do_not_work(name: str, message: str, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "timm", None)  # as where it is not installed
     with pytest.raises(ValueError, match=message):
         create(ModelConfig(name), 7)
+
+
+def test_what_timm_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def create_model(name: str, **settings: Any) -> nn.Module:
+        asked.append((name, settings))
+        if settings["pretrained"]:
+            raise OSError("cannot reach the hub\nand more")
+        return nn.Linear(2, settings["num_classes"])
+
+    fake = types.SimpleNamespace(list_models=lambda: ["resnet34", "vit"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", fake)  # type: ignore[arg-type]
+    network = create(ModelConfig("timm:resnet34.some_tag"), 7)
+    assert isinstance(network, nn.Linear)
+    assert asked == [("resnet34.some_tag", {"pretrained": False, "num_classes": 7})]
+    with pytest.raises(ValueError, match="timm has no model 'resnet43'; did you mean resnet34"):
+        create(ModelConfig("timm:resnet43"), 7)
+    with pytest.raises(FileProblem) as caught:
+        create(ModelConfig("timm:vit", pretrained=True), 7)
+    message = "timm cannot make vit with its own weights: OSError: cannot reach the hub"
+    assert str(caught.value) == message
 
 
 def test_own_network() -> None:

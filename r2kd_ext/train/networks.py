@@ -56,7 +56,7 @@ def create(config: ModelConfig, num_classes: int) -> nn.Module:
     Raises:
         ValueError: what `find` raises, a function that fails or returns no module, or a checkpoint
             that does not fit.
-        FileProblem: the checkpoint cannot be read.
+        FileProblem: the checkpoint cannot be read, or timm cannot get its weights.
     """
     name = config.name
     network = find(config)(num_classes)
@@ -90,9 +90,18 @@ def _of_timm(name: str, pretrained: bool) -> Callable[[int], Any]:
     # "name.tag" chooses among the weights of one architecture.
     if name.partition(".")[0] not in known:
         raise ValueError(f"timm has no model {name!r}{_nearest(name, known)}")
-    return lambda num_classes: timm.create_model(
-        name, pretrained=pretrained, num_classes=num_classes
-    )
+
+    def make(num_classes: int) -> Any:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+        except Exception as error:  # of the network, the hub, or an architecture
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise FileProblem(
+                f"timm cannot make {name}{' with its own weights' if pretrained else ''}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+
+    return make
 
 
 @contextmanager

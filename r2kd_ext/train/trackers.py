@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
+
 from .files import FileProblem, write
 
 
@@ -77,8 +79,6 @@ class Trackers:
     def __init__(
         self, folder: Path, names: Sequence[str], config: Mapping[str, Any], step: int
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         check(names)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb: Any = None
