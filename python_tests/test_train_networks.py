@@ -88,7 +88,7 @@ def test_what_timm_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         return nn.Linear(2, settings["num_classes"])
 
     fake = types.SimpleNamespace(list_models=lambda: ["resnet34", "vit"], create_model=create_model)
-    monkeypatch.setitem(sys.modules, "timm", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "timm", fake)
     network = create(ModelConfig("timm:resnet34.some_tag"), 7)
     assert isinstance(network, nn.Linear)
     assert asked == [("resnet34.some_tag", {"pretrained": False, "num_classes": 7})]
