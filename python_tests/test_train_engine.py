@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,42 +21,25 @@ pytest.importorskip("accelerate", reason="of the extra train")
 import safetensors
 import safetensors.torch
 import torch
-import torch._dynamo.utils
 import train_networks
-from accelerate import Accelerator
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
+from train_runs import CONFIG, at_step, digits, losses_of, train
 
 from r2kd_ext.cli import main
 from r2kd_ext.train import checkpoint, engine, files, trackers
-from r2kd_ext.train import run as runs
-from r2kd_ext.train.config import DataConfig, OptimizerConfig
+from r2kd_ext.train.config import OptimizerConfig
 from r2kd_ext.train.data import load
-from r2kd_ext.train.engine import Engine
 from r2kd_ext.train.networks import load_network
 from r2kd_ext.train.schedule import rate_factor
 from r2kd_ext.train.state import RunState, network_state
 
-pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
-
-CONFIG = """
-data: {name: digits, image_size: 8, workers: 0}
-teacher: {name: "train_networks:small"}
-student: {name: "train_networks:small"}
-augment: {view: cutmix}
-method: {name: r2kd, rank: soft}
-optimizer: {epochs: 2, batch_size: 128, learning_rate: 0.02, milestones: [1]}
-"""
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def digits() -> Any:
-    return load(DataConfig(name="digits", image_size=8, workers=0), seed=0)
-
-
-@pytest.fixture
-def digits_once(monkeypatch: pytest.MonkeyPatch, digits: Any) -> None:
-    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits)
+@pytest.fixture(autouse=True)
+def digits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits())
 
 
 @pytest.fixture
@@ -64,29 +47,6 @@ def config(tmp_path: Path) -> str:
     path = tmp_path / "given.yaml"
     path.write_text(CONFIG)
     return str(path)
-
-
-def train(*words: object) -> int:
-    return main(["train", *map(str, words)])
-
-
-def losses_of(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("seconds", "images_per_second")
-    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Call `act` within the step after `step` others of this process."""
-    real, count = Engine._train_step, [0]
-
-    def patched(self: Engine, *arguments: Any) -> Any:
-        if count[0] == step:
-            act()
-        count[0] += 1
-        return real(self, *arguments)
-
-    monkeypatch.setattr(Engine, "_train_step", patched)
 
 
 def test_a_run_and_its_files(
@@ -129,14 +89,14 @@ def test_a_run_and_its_files(
     assert "finished already" in capsys.readouterr().out
 
 
-def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str, digits: Any) -> None:
+def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str) -> None:
     """Against a loop without torchmetrics, sharing and padding; the last batch is not full."""
     folder = tmp_path / "a"
     assert train(config, "--method.name=ce", "--run.output", folder) == 0
     student = load_network(folder / "student.safetensors", "train_networks:small")
-    mean, std = (torch.tensor(x)[:, None, None] for x in (digits.mean, digits.std))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (digits().mean, digits().std))
     images, labels = zip(
-        *(digits.validation[i] for i in range(len(digits.validation))), strict=True
+        *(digits().validation[i] for i in range(len(digits().validation))), strict=True
     )
     with torch.no_grad():
         logits = student((torch.stack(images).float() / 255 - mean) / std)
@@ -200,7 +160,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
 
 
 def test_a_loss_that_is_not_finite(
-    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str], digits: Any
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a"
     words = ["--student.name", "train_networks:Failing", "--run.output", folder]
@@ -214,7 +174,7 @@ def test_a_loss_that_is_not_finite(
     assert batch.keys() == {"images", "labels", "indices", "clean", "view"}
     assert batch["images"].shape == batch["clean"].shape == (128, 3, 8, 8)
     for row in (0, 77):
-        image, label = digits.train[int(batch["indices"][row])]
+        image, label = digits().train[int(batch["indices"][row])]
         assert torch.equal(batch["images"][row], image)
         assert batch["labels"][row] == label
     assert f"images {', '.join(map(str, batch['indices'][:3].tolist()))}, " in message
@@ -351,155 +311,6 @@ def test_profile_prints_the_parts_and_writes_nothing(
     for part in ("data", "augment", "teacher", "student forward", "loss", "backward", "optimiser"):
         assert f" {part} " in out
     assert not (tmp_path / "a").exists()
-
-
-def test_half_precision_computes_in_it(tmp_path: Path, config: str) -> None:
-    folders = {}
-    for precision in ("fp32", "bf16"):
-        folders[precision] = tmp_path / precision
-        words = ["--run.precision", precision, "--run.teacher_dtype", precision]
-        assert train(config, *words, "--run.output", folders[precision]) == 0
-    full, half = (losses_of(folder)[-1]["loss"] for folder in folders.values())
-    assert half != full
-    assert half == pytest.approx(full, rel=0.05)
-
-
-@pytest.mark.slow
-def test_a_compiled_student_learns_the_same(tmp_path: Path, config: str) -> None:
-    """The network is an nn.Sequential, which nn.Module.compile() leaves as it is."""
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    words = ["--student.name", "train_networks:plain", "--method.augmented_view=false"]
-    for name, compiled in (("eager", "false"), ("compiled", "true")):
-        assert not counters["stats"]["unique_graphs"]
-        folder = tmp_path / name
-        assert train(config, *words, "--run.compile", compiled, "--run.output", folder) == 0
-    assert counters["stats"]["unique_graphs"] == 2  # of training and of validation
-    assert not counters["graph_break"]
-    one, two = (losses_of(tmp_path / name) for name in ("eager", "compiled"))
-    for expected, found in zip(one, two, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
-    load_network(tmp_path / "compiled" / "student.safetensors", "train_networks:plain")
-
-
-class Overflowing(torch.nn.Module):
-    """Its logits are infinite in the third forward of training, as after an overflow in fp16."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.network, self.forwards = train_networks.plain(num_classes), 0
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.forwards += self.training
-        logits: torch.Tensor = self.network(images)
-        return logits * torch.inf if self.forwards == 3 else logits
-
-
-@pytest.mark.filterwarnings("error:Seems like:UserWarning")
-def test_loss_scaling_leaves_a_step_out_and_is_resumed(
-    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in fp16 on a GPU: on the CPU Accelerate makes no scaler, so one is put in its place."""
-
-    def scaling(**settings: Any) -> Accelerator:
-        accelerator = Accelerator(**settings)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
-        return accelerator
-
-    monkeypatch.setattr(runs, "Accelerator", scaling)
-    words = ["--student.name", "test_train_engine:Overflowing", "--method.name=ce"]
-    words += ["--run.checkpoint_every=1", "--run.keep=50"]
-    folder = tmp_path / "a"
-    with monkeypatch.context() as patch:
-        at_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
-        assert train(config, *words, "--run.output", folder) == 143
-    two, three, four = (
-        checkpoint.load(folder / "checkpoints" / f"step-{step:09d}.safetensors")
-        for step in (2, 3, 4)
-    )
-    name = "network/student.network.0.weight"
-    assert torch.equal(two.tensors[name], three.tensors[name])
-    assert not torch.equal(three.tensors[name], four.tensors[name])
-    assert [x.values["scaler"]["scale"] for x in (two, three, four)] == [1024.0, 512.0, 512.0]
-    assert [x.values["counted"] for x in (two, three, four)] == [2, 2, 3]
-    assert train("--resume", folder) == 0  # where the third forward overflows once more
-    last = sorted((folder / "checkpoints").iterdir())[-1]
-    assert checkpoint.load(last).values["scaler"]["scale"] == 256.0
-
-
-def test_an_untrained_teacher_is_asked_for(
-    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "a"
-    words = ["--teacher.name=resnet8", "--teacher.untrained=true", "--data.image_size=8"]
-    assert train(config, *words, "--optimizer.epochs=1", "--run.output", folder) == 0
-    assert "the teacher is untrained" in capsys.readouterr().out
-    assert main(["eval", str(folder), "--no-corruptions"]) == 0
-    results = json.loads((folder / "eval" / "results.json").read_text())
-    assert results["teacher"] is None  # another one than the student had
-
-
-class FakeWandb:
-    """Keeps what the trainer gives to W&B."""
-
-    def __init__(self) -> None:
-        self.settings: list[dict[str, Any]] = []
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.finished = 0
-
-    def init(self, **settings: Any) -> FakeWandb:
-        self.settings.append(settings)
-        return self
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.logged.append((step, values))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-def test_wandb_gets_the_figures_and_the_same_run_again(
-    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
-    folder = tmp_path / "a"
-    with monkeypatch.context() as patch:
-        at_step(patch, 15, lambda: signal.raise_signal(signal.SIGTERM))
-        assert train(config, "--run.output", folder, "--run.trackers", "[wandb]") == 143
-    assert train("--resume", folder) == 0
-    first, second = wandb.settings
-    assert first["id"] == second["id"]
-    assert (first["resume"], first["dir"], first["name"]) == ("allow", str(folder), "a")
-    assert first["config"]["method"]["rank"] == "soft"
-    assert wandb.finished == 2
-    epochs = [(step, values) for step, values in wandb.logged if "epoch/top1" in values]
-    assert [step for step, _ in epochs] == [11, 22]
-    assert [values["epoch/loss"] for _, values in epochs] == [
-        row["loss"] for row in losses_of(folder)
-    ]
-
-
-def test_wandb_that_cannot_start(
-    tmp_path: Path,
-    config: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    wandb = FakeWandb()
-
-    def fails(**settings: Any) -> None:
-        raise RuntimeError("no API key configured")
-
-    wandb.init = fails  # type: ignore[method-assign,assignment]
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
-    assert train(config, "--run.output", tmp_path / "a", "--run.trackers", "[wandb]") == 1
-    message = capsys.readouterr().err
-    assert "wandb, which run.trackers names, cannot start: RuntimeError: no API key" in message
-    assert "WANDB_MODE=offline" in message
-    assert train("--resume", tmp_path / "a", "--run.trackers", "[]") == 0
 
 
 def test_rates_are_those_of_torch() -> None:
