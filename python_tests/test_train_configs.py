@@ -73,10 +73,19 @@ def test_the_published_recipe(name: str) -> None:
     )
     assert (method.inter_weight, method.intra_weight) == (2, 2)
     assert (method.pruning_amount, method.dense_weight) == (0.1, 0.7)
-    size = 64 if name.startswith("tiny") else 32
+    tiny = name.startswith("tiny")
+    size = 64 if tiny else 32
     assert config.data.image_size == size
     assert config.augment.cutout_size == size // 4
     assert (config.augment.mixup_alpha, config.augment.cutmix_alpha) == (0.2, 1.0)
+    assert config.augment.autoaugment_policy == ("imagenet" if tiny else "cifar10")
+    assert (config.augment.crop, config.augment.crop_padding) == ("padded", size // 8)
+    assert config.augment.flip
+    moments = {  # of ImageNet and of CIFAR-100: what the public teachers were trained with
+        True: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        False: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    }
+    assert (config.data.mean, config.data.std) == moments[tiny]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -94,7 +103,12 @@ def test_nothing_published_is_left_to_a_default(name: str) -> None:
             "temperature", "correlation", "inter_weight", "intra_weight", "rank", "rank_weight",
             "pruned_teacher", "pruning_amount", "dense_weight", "augmented_view",
         }  # fmt: skip
-        wanted["augment"] = {"view", "mixup_alpha", "cutmix_alpha", "cutout_holes", "cutout_size"}
+        wanted["augment"] = {
+            "crop", "flip", "view", "mixup_alpha", "cutmix_alpha", "cutout_holes", "cutout_size",
+            "autoaugment_policy",
+        }  # fmt: skip
+    if not name.startswith("demo"):
+        wanted["data"] = {"name", "image_size", "mean", "std"}
     for section, keys in wanted.items():
         assert keys <= set(content[section]), section
 

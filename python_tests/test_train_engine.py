@@ -8,7 +8,8 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,36 +24,22 @@ import torch
 import train_networks
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
+from train_runs import CONFIG, at_step, digits, losses_of, train
 
 from r2kd_ext.cli import main
 from r2kd_ext.train import checkpoint, engine, files, trackers
-from r2kd_ext.train.config import DataConfig, OptimizerConfig
+from r2kd_ext.train.config import OptimizerConfig
 from r2kd_ext.train.data import load
-from r2kd_ext.train.engine import Engine
 from r2kd_ext.train.networks import load_network
 from r2kd_ext.train.schedule import rate_factor
 from r2kd_ext.train.state import RunState, network_state
 
-pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
-
-CONFIG = """
-data: {name: digits, image_size: 8, workers: 0}
-teacher: {name: "train_networks:small"}
-student: {name: "train_networks:small"}
-augment: {view: cutmix}
-method: {name: r2kd, rank: soft}
-optimizer: {epochs: 2, batch_size: 128, learning_rate: 0.02, milestones: [1]}
-"""
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def digits() -> Any:
-    return load(DataConfig(name="digits", image_size=8, workers=0), seed=0)
-
-
-@pytest.fixture
-def digits_once(monkeypatch: pytest.MonkeyPatch, digits: Any) -> None:
-    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits)
+@pytest.fixture(autouse=True)
+def digits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits())
 
 
 @pytest.fixture
@@ -60,33 +47,6 @@ def config(tmp_path: Path) -> str:
     path = tmp_path / "given.yaml"
     path.write_text(CONFIG)
     return str(path)
-
-
-def train(*words: object) -> int:
-    return main(["train", *map(str, words)])
-
-
-def losses_of(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("seconds", "images_per_second")
-    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "student.safetensors")
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Call `act` within the step after `step` others of this process."""
-    real, count = Engine._train_step, [0]
-
-    def patched(self: Engine, *arguments: Any) -> Any:
-        if count[0] == step:
-            act()
-        count[0] += 1
-        return real(self, *arguments)
-
-    monkeypatch.setattr(Engine, "_train_step", patched)
 
 
 def test_a_run_and_its_files(
@@ -129,14 +89,14 @@ def test_a_run_and_its_files(
     assert "finished already" in capsys.readouterr().out
 
 
-def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str, digits: Any) -> None:
+def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str) -> None:
     """Against a loop without torchmetrics, sharing and padding; the last batch is not full."""
     folder = tmp_path / "a"
     assert train(config, "--method.name=ce", "--run.output", folder) == 0
     student = load_network(folder / "student.safetensors", "train_networks:small")
-    mean, std = (torch.tensor(x)[:, None, None] for x in (digits.mean, digits.std))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (digits().mean, digits().std))
     images, labels = zip(
-        *(digits.validation[i] for i in range(len(digits.validation))), strict=True
+        *(digits().validation[i] for i in range(len(digits().validation))), strict=True
     )
     with torch.no_grad():
         logits = student((torch.stack(images).float() / 255 - mean) / std)
@@ -147,20 +107,34 @@ def test_accuracy_is_that_of_the_saved_student(tmp_path: Path, config: str, digi
         assert found[name] == pytest.approx(expected, abs=1.5 / len(labels))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SMOOTHED = ["--run.ema_decay=0.9", "--method.label_smoothing=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "whole_words", "stopped_words"),
+    [
+        (signal.SIGINT, 130, [], []),
+        (signal.SIGTERM, 143, [], []),
+        # Processes that load images change nothing, wherever they are when they are stopped.
+        (signal.SIGTERM, 143, SMOOTHED, [*SMOOTHED, "--data.workers=2"]),
+        (signal.SIGTERM, 143, ["--run.precision=bf16"], ["--run.precision=bf16"]),
+    ],
+)
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     tmp_path: Path,
     config: str,
     number: int,
     code: int,
+    whole_words: list[str],
+    stopped_words: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert train(config, "--run.output", tmp_path / "whole") == 0
+    assert train(config, *whole_words, "--run.output", tmp_path / "whole") == 0
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: signal.raise_signal(number))
-        assert train(config, "--run.output", stopped) == code
+        assert train(config, *stopped_words, "--run.output", stopped) == code
     assert f"To go on: r2kd train --resume {stopped}" in capsys.readouterr().out
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == [
         "step-000000005.safetensors"
@@ -177,13 +151,16 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
         assert train("--resume", stopped) == code
     assert not (stopped / "metrics.csv").exists()
     assert train("--resume", stopped) == 0
-    one, two = weights_of(tmp_path / "whole"), weights_of(stopped)
-    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    files = [path.name for path in (tmp_path / "whole").glob("student*")]
+    assert len(files) == (2 if "--run.ema_decay=0.9" in whole_words else 1)
+    for name in files:
+        one, two = (safetensors.torch.load_file(tmp_path / x / name) for x in ("whole", "stopped"))
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
     assert losses_of(tmp_path / "whole") == losses_of(stopped)
 
 
 def test_a_loss_that_is_not_finite(
-    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str], digits: Any
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a"
     words = ["--student.name", "train_networks:Failing", "--run.output", folder]
@@ -197,7 +174,7 @@ def test_a_loss_that_is_not_finite(
     assert batch.keys() == {"images", "labels", "indices", "clean", "view"}
     assert batch["images"].shape == batch["clean"].shape == (128, 3, 8, 8)
     for row in (0, 77):
-        image, label = digits.train[int(batch["indices"][row])]
+        image, label = digits().train[int(batch["indices"][row])]
         assert torch.equal(batch["images"][row], image)
         assert batch["labels"][row] == label
     assert f"images {', '.join(map(str, batch['indices'][:3].tolist()))}, " in message
@@ -267,13 +244,15 @@ def test_resume_refuses_what_it_cannot_go_on_with(
     ("words", "complaint"),
     [
         (["--run.precision", "fp16"], "run.precision fp16 needs a GPU"),
-        (["--run.trackers", "[wandb]"], "wandb, which is not installed: pip install wandb"),
+        (["--run.trackers", "[wandb]"], "which is not installed: pip install 'r2kd_ext[wandb]'"),
         (["--optimizer.batch_size", "5000"], "optimizer.batch_size must be between 1 and"),
         (["--augment.view", "none"], "augment.view must name a view"),
         (["--student.name", "digits_studnt"], "did you mean digits_student"),
         (["--optimizer.batchsize", "5"], "batch_size"),
         (["--epochs", "5"], "epochs"),
         (["--run.keep", "1"], "run.keep must be >= 2, got 1"),
+        (["--teacher.name=resnet8"], "teacher.checkpoint must be given, or resnet8 teaches with"),
+        (["--teacher.name=timm:x"], "teacher.checkpoint must be given (or teacher.pretrained true"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -290,6 +269,40 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--teacher.checkpoint=gone.pth"], "there is no checkpoint gone.pth for train_networks"),
+        (["--student.name", "train_networks:smal"], "no function 'smal'; did you mean small"),
+        (["--student.name", "resnet21"], "there is no network 'resnet21'; did you mean"),
+    ],
+)
+def test_networks_are_looked_up_before_the_images_are_read(
+    tmp_path: Path,
+    config: str,
+    words: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delattr(engine, "load")
+    assert train(config, "--run.output", tmp_path / "a", *words) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_package_that_only_the_data_needs(
+    tmp_path: Path,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as where it is not installed
+    assert train(config, "--run.output", tmp_path / "a") == 1
+    assert "the trainer needs the package sklearn: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_profile_prints_the_parts_and_writes_nothing(
     tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,17 +311,6 @@ def test_profile_prints_the_parts_and_writes_nothing(
     for part in ("data", "augment", "teacher", "student forward", "loss", "backward", "optimiser"):
         assert f" {part} " in out
     assert not (tmp_path / "a").exists()
-
-
-def test_half_precision_computes_in_it(tmp_path: Path, config: str) -> None:
-    folders = {}
-    for precision in ("fp32", "bf16"):
-        folders[precision] = tmp_path / precision
-        words = ["--run.precision", precision, "--run.teacher_dtype", precision]
-        assert train(config, *words, "--run.output", folders[precision]) == 0
-    full, half = (losses_of(folder)[-1]["loss"] for folder in folders.values())
-    assert half != full
-    assert half == pytest.approx(full, rel=0.05)
 
 
 def test_rates_are_those_of_torch() -> None:

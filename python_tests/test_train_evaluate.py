@@ -187,7 +187,7 @@ def test_eval_complaints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         str(unfinished), "--no-teacher"
     )
     (unfinished / "config.yaml").write_text(text.replace("teacher.pth", "gone.pth"))
-    assert "gone.pth: No such file" in complaint(str(unfinished))
+    assert "gone.pth for resnet8" in complaint(str(unfinished))
 
 
 @pytest.fixture(scope="module")

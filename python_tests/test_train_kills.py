@@ -25,7 +25,7 @@ data: {name: digits, image_size: 8, workers: 0}
 teacher: {name: "train_networks:small"}
 student: {name: "train_networks:small"}
 augment: {view: cutmix}
-method: {name: r2kd, rank: soft}
+method: {name: r2kd, rank: soft, label_smoothing: 0.1}
 optimizer: {epochs: 8, batch_size: 128, learning_rate: 0.02, milestones: [4], warmup_epochs: 1}
 run: {checkpoint_every: 2, ema_decay: 0.9}
 """

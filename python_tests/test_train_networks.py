@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -77,6 +78,28 @@ def test_names_that_do_not_work(name: str, message: str, monkeypatch: pytest.Mon
         create(ModelConfig(name), 7)
 
 
+def test_what_timm_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def create_model(name: str, **settings: Any) -> nn.Module:
+        asked.append((name, settings))
+        if settings["pretrained"]:
+            raise OSError("cannot reach the hub\nand more")
+        return nn.Linear(2, settings["num_classes"])
+
+    fake = types.SimpleNamespace(list_models=lambda: ["resnet34", "vit"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    network = create(ModelConfig("timm:resnet34.some_tag"), 7)
+    assert isinstance(network, nn.Linear)
+    assert asked == [("resnet34.some_tag", {"pretrained": False, "num_classes": 7})]
+    with pytest.raises(ValueError, match="timm has no model 'resnet43'; did you mean resnet34"):
+        create(ModelConfig("timm:resnet43"), 7)
+    with pytest.raises(FileProblem) as caught:
+        create(ModelConfig("timm:vit", pretrained=True), 7)
+    message = "timm cannot make vit with its own weights: OSError: cannot reach the hub"
+    assert str(caught.value) == message
+
+
 def test_own_network() -> None:
     network = create(ModelConfig("own_package.models:student"), 7)
     assert network(torch.ones(2, 3, 2, 2)).shape == (2, 7)
@@ -131,9 +154,7 @@ def test_checkpoint(tmp_path: Path, ending: str, name: str) -> None:
 
 
 def test_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileProblem, match=r"cannot read the checkpoint .*nothing\.pth: No such file"
-    ):
+    with pytest.raises(FileProblem, match=r"there is no checkpoint .*nothing\.pth for"):
         create(ModelConfig("resnet8", str(tmp_path / "nothing.pth")), 7)
     path = tmp_path / "evil.pth"
     torch.save({"model": {"a": Path("x")}}, path)  # a pickle that would have to run code

@@ -6,20 +6,25 @@ import torch
 from torch import Tensor, nn
 
 
-def small(num_classes: int) -> nn.Module:
+def small(num_classes: int, momentum: float = 0.1) -> nn.Module:
     """Convolutions, batch norm and dropout: everything that a checkpoint has to hold."""
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1, bias=False),
-        nn.BatchNorm2d(6),
+        nn.BatchNorm2d(6, momentum=momentum),
         nn.ReLU(),
         nn.Conv2d(6, 8, 3, stride=2),
-        nn.BatchNorm2d(8),
+        nn.BatchNorm2d(8, momentum=momentum),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.1),
         nn.Linear(32, num_classes),
     )
+
+
+def forgetful(num_classes: int) -> nn.Module:
+    """Its running statistics are those of the last batch, and so differ between processes."""
+    return small(num_classes, momentum=1.0)
 
 
 def plain(num_classes: int) -> nn.Module:

@@ -141,6 +141,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         _error(str(error))
         return _FAILED
+    except ModuleNotFoundError as error:  # of what only some data sets need
+        return _missing(error, _PACKAGES, "train")
     table = Table(title=f"{found.images} test images (%)")
     for place, heading in enumerate(report.HEADINGS):
         table.add_column(heading, justify="left" if place == 0 else "right")

@@ -13,7 +13,7 @@ from typing import Any
 _OK, _FAILED, _BAD_INPUT = 0, 1, 2
 _OWN = ("--resume", "--profile", "--help")  # every other option is a key of the configuration
 _PACKAGES = (
-    "accelerate", "datasets", "jsonargparse", "kornia", "mlxtend", "rich", "safetensors",
+    "accelerate", "datasets", "jsonargparse", "kornia", "mlxtend", "PIL", "rich", "safetensors",
     "sklearn", "tensorboard", "torchmetrics", "yaml",
 )  # fmt: skip
 
@@ -74,17 +74,22 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _train(arguments: argparse.Namespace) -> int:
     try:
-        from rich.console import Console
-
-        from . import run as runs
-        from .configure import load_config
-        from .files import FileProblem
-        from .screen import Screen
+        return _start_or_resume(arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _PACKAGES:
             raise
         return _error(f"the trainer needs the package {missing}: pip install 'r2kd_ext[train]'")
+
+
+def _start_or_resume(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from . import run as runs
+    from .configure import load_config
+    from .files import FileProblem
+    from .screen import Screen
+
     resumed: Path | None = arguments.resume
     if (arguments.config is None) == (resumed is None):
         return _error("give either CONFIG or --resume FOLDER", _BAD_INPUT)

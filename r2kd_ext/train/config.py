@@ -92,11 +92,14 @@ class ModelConfig:
             or "timm:NAME".
         checkpoint: a safetensors file, or a pickle that holds tensors alone.
         pretrained: whether timm loads, and where needed downloads, its own weights.
+        untrained: whether a teacher may have the random weights that it is made with, as to try a
+            configuration out. Without it, training by an untrained teacher is refused.
     """
 
     name: str = "resnet20"
     checkpoint: str | None = None
     pretrained: bool = False
+    untrained: bool = False
 
     def __post_init__(self) -> None:
         if self.pretrained and not self.name.startswith("timm:"):
@@ -105,6 +108,13 @@ class ModelConfig:
             )
         if self.pretrained and self.checkpoint:
             raise ValueError("pretrained and checkpoint must not both be given")
+        if self.untrained and (self.pretrained or self.checkpoint):
+            raise ValueError("untrained must not be given beside a checkpoint or pretrained")
+
+    @property
+    def brings_own_weights(self) -> bool:
+        """Whether the name is a function of the user's, which may return a trained network."""
+        return ":" in self.name and not self.name.startswith("timm:")
 
 
 @dataclass(frozen=True)

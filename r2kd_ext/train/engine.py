@@ -149,8 +149,6 @@ class Engine:
         if config.method.name != "ce":
             teacher = create(config.teacher, self._classes)
             check_classes(data, teacher, "teacher")
-            if config.teacher.checkpoint is None and not config.teacher.pretrained:
-                self.screen.line("Note: teacher.checkpoint is not given; its weights are random")
         on_cpu = self._device.type == "cpu"
         usual_chunk = _CHUNK_ON_CPU if on_cpu else 2 * config.optimizer.batch_size
         self._method = Method(
@@ -167,20 +165,18 @@ class Engine:
     def _prepare(self, student: nn.Module) -> None:
         """Optimiser, schedule, average, and what Accelerate makes of them."""
         config, accelerator = self.config, self._accelerator
-        # Convolutions are faster in this order.
-        student = student.to(  # type: ignore[call-overload]
-            self._device, memory_format=torch.channels_last
-        )
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        # Convolutions are faster in channels-last order; FSDP shards contiguous parameters alone.
+        order = torch.contiguous_format if sharded else torch.channels_last
+        student = student.to(self._device, memory_format=order)  # type: ignore[call-overload]
         self._student, self._ema = student, None
         if config.run.ema_decay > 0:
-            if accelerator.distributed_type == DistributedType.FSDP:
+            if sharded:
                 raise ConfigProblem("run.ema_decay must be 0 with FSDP, which splits the weights")
             average = get_ema_multi_avg_fn(config.run.ema_decay)
             self._ema = AveragedModel(student, multi_avg_fn=average, use_buffers=True)
-        if config.run.compile:
-            student.compile()
         settings = config.optimizer
-        step = Step(student, self._method, self._parts)
+        step = Step(student, self._method, self._parts, config.run.compile)
         optimizer = torch.optim.SGD(
             step.parameters(),
             settings.learning_rate,
@@ -188,12 +184,14 @@ class Engine:
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
-        self._module, self._optimizer = accelerator.prepare(step, optimizer)
-        own = self._optimizer.optimizer
+        # Before `prepare`, whose loss scaling puts back the optimiser's `step` as it found it.
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(
-            own, rate_factor(settings, self._sampler.batches)
+            optimizer, rate_factor(settings, self._sampler.batches)
         )
-        self._state = RunState(accelerator, self._module, own, self._scheduler, self._ema)
+        self._module, self._optimizer = accelerator.prepare(step, optimizer)
+        self._state = RunState(
+            accelerator, self._module, self._optimizer.optimizer, self._scheduler, self._ema
+        )
 
     # Training
 
@@ -344,19 +342,24 @@ class Engine:
     def _accuracies(self) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the student and of its average."""
         self._module.eval()
+        self._hand_out_buffers(self._student)
         found = self._validation.accuracy(
             lambda images: self._module(self._evaluated(images)), self._stop_if_asked
         )
         if self._ema is not None:
             ema = self._ema.eval()
-            if self._world > 1:  # as DDP has it, the first process's statistics count
-                for buffer in ema.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+            self._hand_out_buffers(ema)
             average = self._validation.accuracy(
                 lambda images: ema(self._evaluated(images)), self._stop_if_asked
             )
             found |= {f"ema_{name}": value for name, value in average.items()}
         return found
+
+    def _hand_out_buffers(self, network: nn.Module) -> None:
+        """The first process's statistics count. DDP has it so for what it wraps, FSDP does not."""
+        if self._world > 1:
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def _evaluated(self, images: Tensor) -> Tensor:
         return self._augment.evaluation(images).contiguous(memory_format=torch.channels_last)

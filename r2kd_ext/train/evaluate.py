@@ -107,7 +107,7 @@ def find(place: Path, config: Path | None) -> tuple[Config, Path]:
 
 
 def open_trained(place: Path, config: Path | None, *, with_teacher: bool) -> Trained:
-    """Load student, images and, where asked and the method has one, the teacher.
+    """Load student, images and, where asked and the method has a trained one, the teacher.
 
     Raises what `find`, `data.load` and `networks.create` raise; ValueError where a network does not
     fit the classes.
@@ -116,7 +116,7 @@ def open_trained(place: Path, config: Path | None, *, with_teacher: bool) -> Tra
     student = load_network(path, settings.student.name)
     teacher = None
     data = load(settings.data, seed=settings.run.seed)
-    if with_teacher and settings.method.name != "ce":
+    if with_teacher and settings.method.name != "ce" and not settings.teacher.untrained:
         teacher = create(settings.teacher, len(data.classes)).eval()
         check_classes(data, teacher)
     check_classes(data, student, "student")

@@ -130,9 +130,10 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _reliability(path: Path, found: Evaluation) -> None:
-    figure = Figure(figsize=(5.2, 6.0), layout="constrained")
+    figure = Figure(figsize=(6.2, 6.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    upper.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+    upper.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", label="perfect")
+    edges = [place / BINS for place in range(BINS + 1)]
     for name, measures in _networks(found).items():
         shown = [b for b in measures.bins if b.images > 0]
         upper.plot(
@@ -140,13 +141,14 @@ def _reliability(path: Path, found: Evaluation) -> None:
             marker=_MARKERS[name], markersize=4,
             label=f"{name}, error {_percent(measures.calibration_error)} %",
         )  # fmt: skip
-        middles = [(i + 0.5) / BINS for i in range(BINS)]
-        lower.step(middles, [b.images for b in measures.bins], where="mid", color=_COLOURS[name])
+        lower.stairs([b.images for b in measures.bins], edges, color=_COLOURS[name], linewidth=1.5)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, columnspacing=1.2)
     upper.set_ylabel("accuracy")
-    upper.set_title("Perfect calibration is the dashed line")
-    upper.legend(loc="upper left")
     lower.set_xlabel("probability of the chosen class")
-    lower.set_ylabel("images")
+    lower.set_ylabel("images of the bin")
+    # Most images have a sure choice; the points of the few others are to be read with their number.
+    lower.set_yscale("log")
+    lower.set_ylim(bottom=0.7)
     for axis in (upper, lower):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

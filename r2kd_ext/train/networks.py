@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,41 @@ from .files import FileProblem, write
 _TIMM = "timm:"
 
 
+def find(config: ModelConfig) -> Callable[[int], Any]:
+    """What makes the network that `config` describes from the number of classes.
+
+    Raises:
+        ValueError: no such name (the error has the nearest), no such module or function, or timm is
+            missing.
+        FileProblem: there is no such checkpoint.
+    """
+    name = config.name
+    if config.checkpoint is not None and not Path(config.checkpoint).is_file():
+        raise FileProblem(f"there is no checkpoint {config.checkpoint} for {name}")
+    if name.startswith(_TIMM):
+        return _of_timm(name.removeprefix(_TIMM), config.pretrained)
+    if ":" in name:
+        return _imported(name)
+    if name in models.names():
+        return partial(models.create, name)
+    near = _nearest(name, models.names())
+    raise ValueError(
+        f"there is no network {name!r}{near}; known are {', '.join(models.names())}, "
+        '"package.module:function" and "timm:NAME"'
+    )
+
+
 def create(config: ModelConfig, num_classes: int) -> nn.Module:
     """The network that `config` describes: freshly initialised from torch's global random
     generator, or with the weights of its checkpoint.
 
     Raises:
-        ValueError: no such name (the error has the nearest), no such module or function, a
-            function that fails or returns no module, timm missing, or a checkpoint that does not
-            fit.
-        FileProblem: the checkpoint cannot be read.
+        ValueError: what `find` raises, a function that fails or returns no module, or a checkpoint
+            that does not fit.
+        FileProblem: the checkpoint cannot be read, or timm cannot get its weights.
     """
     name = config.name
-    if name.startswith(_TIMM):
-        network = _from_timm(name.removeprefix(_TIMM), num_classes, config.pretrained)
-    elif ":" in name:
-        network = _imported(name, num_classes)
-    elif name in models.names():
-        network = models.create(name, num_classes)
-    else:
-        near = _nearest(name, models.names())
-        raise ValueError(
-            f"there is no network {name!r}{near}; known are {', '.join(models.names())}, "
-            '"package.module:function" and "timm:NAME"'
-        )
+    network = find(config)(num_classes)
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"{name} must return a torch.nn.Module for {num_classes} classes, "
@@ -68,7 +81,7 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(by_lower[key] for key in near)}?" if near else ""
 
 
-def _from_timm(name: str, num_classes: int, pretrained: bool) -> Any:
+def _of_timm(name: str, pretrained: bool) -> Callable[[int], Any]:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
@@ -77,7 +90,18 @@ def _from_timm(name: str, num_classes: int, pretrained: bool) -> Any:
     # "name.tag" chooses among the weights of one architecture.
     if name.partition(".")[0] not in known:
         raise ValueError(f"timm has no model {name!r}{_nearest(name, known)}")
-    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+
+    def make(num_classes: int) -> Any:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+        except Exception as error:  # of the network, the hub, or an architecture
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise FileProblem(
+                f"timm cannot make {name}{' with its own weights' if pretrained else ''}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+
+    return make
 
 
 @contextmanager
@@ -95,7 +119,7 @@ def _current_folder_importable() -> Iterator[None]:
 
 
 @_current_folder_importable()
-def _imported(name: str, num_classes: int) -> Any:
+def _imported(name: str) -> Callable[[int], Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ValueError(f'a network must be named "package.module:function", got {name!r}')
@@ -111,6 +135,11 @@ def _imported(name: str, num_classes: int) -> Any:
         raise ValueError(
             f"{module_name} has no function {attribute!r}{_nearest(attribute, public)}"
         )
+    return partial(_called, function, name)
+
+
+@_current_folder_importable()
+def _called(function: Callable[[int], Any], name: str, num_classes: int) -> Any:
     try:
         return function(num_classes)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 
-from . import trackers
+from . import networks, trackers
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .configure import ConfigProblem, load_config, to_yaml
@@ -35,7 +36,7 @@ _FREE = ("run.output", "run.keep", "run.checkpoint_every", "run.trackers", "data
 def processes(config: Config) -> Iterator[Accelerator]:
     """The processes and devices of a run, as torchrun or `accelerate launch` set them up.
 
-    Raises ConfigProblem where the precision is not to be had here.
+    Raises ConfigProblem where the precision, or what the launcher asks for, is not to be had here.
     """
     if config.run.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigProblem("run.precision fp16 needs a GPU; fp32 and bf16 do not, got 'fp16'")
@@ -44,6 +45,7 @@ def processes(config: Config) -> Iterator[Accelerator]:
     cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=names[config.run.precision], cpu=cpu)
     try:
+        _check_sharding(accelerator)
         yield accelerator
     finally:
         accelerator.end_training()
@@ -51,12 +53,52 @@ def processes(config: Config) -> Iterator[Accelerator]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def _check_sharding(accelerator: Accelerator) -> None:
+    """Accelerate shards on several accelerators alone, and elsewhere trains on without a word."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise ConfigProblem(
+            "FSDP is asked for (ACCELERATE_USE_FSDP), which Accelerate has for several GPUs; here "
+            f"it found {accelerator.num_processes} process(es) on {accelerator.device.type}: leave "
+            "FSDP out of its configuration"
+        )
+    if not accelerator.is_fsdp2:
+        raise ConfigProblem(
+            "FSDP must be of version 2, got 1: accelerate launch --fsdp_version 2, or fsdp_version "
+            "in its configuration"
+        )
+
+
+def _check_teacher(config: Config, screen: Screen) -> None:
+    """Raise ConfigProblem where the teacher would have random weights that nobody asked for."""
+    teacher = config.teacher
+    if config.method.name == "ce" or teacher.checkpoint is not None or teacher.pretrained:
+        return
+    if teacher.brings_own_weights:
+        screen.line(f"Note: the teacher is taken as {teacher.name} returns it, without checkpoint")
+    elif teacher.untrained:
+        screen.line("Note: the teacher is untrained, as teacher.untrained says")
+    else:
+        own = " (or teacher.pretrained true)" if teacher.name.startswith("timm:") else ""
+        raise ConfigProblem(
+            f"teacher.checkpoint must be given{own}, or {teacher.name} teaches with random "
+            "weights; to do that all the same, as to try a configuration out, set "
+            "teacher.untrained true"
+        )
+
+
 def start(config: Config, accelerator: Accelerator, screen: Screen) -> tuple[Engine, Path]:
     """A new run, and its new folder: config.run.output, or that with -2, -3, ...
 
-    Raises what `Engine` raises, before a folder is made; FileProblem where none can be.
+    Raises ConfigProblem where the teacher has no weights and what `Engine` raises, before a folder
+    is made; FileProblem where none can be.
     """
     trackers.check(config.run.trackers)
+    _check_teacher(config, screen)
+    # Looked up here, since to decode every image first may take long.
+    for network in (config.student, config.teacher)[: 1 if config.method.name == "ce" else 2]:
+        networks.find(network)
     engine = Engine(config, accelerator, screen)
     made: list[Any] = [None]
     if accelerator.is_main_process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .augment import View
@@ -29,26 +30,36 @@ class Step(nn.Module):
         student: the only part whose parameters and buffers are this module's.
         method: the loss; its teacher stays outside of what is replicated, sharded or averaged.
         parts: where the time of the student's forward is counted.
+        compiled: whether the student goes through `torch.compile`.
     """
 
-    def __init__(self, student: nn.Module, method: Method, parts: Parts) -> None:
+    def __init__(
+        self, student: nn.Module, method: Method, parts: Parts, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self._loss, self.parts = method.loss, parts
+
+        # A function: student.compile() leaves modules of torch itself, as nn.Sequential, as they
+        # are, and torch.compile(student) is a module, which would add its parameters once more.
+        def logits(images: Tensor) -> Tensor:
+            found: Tensor = student(images)
+            return found
+
+        self._logits = torch.compile(logits) if compiled else logits
 
     def forward(
         self, images: Tensor | None, step: StepInput | None = None
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step and its detached parts; or the student's logits of `images`."""
         if step is None:
-            logits: Tensor = self.student(images)
-            return logits
+            assert images is not None
+            return self._logits(images)
         total, parts = self._loss(
-            self._student, step.clean, step.labels, step.view, step.targets, epoch=step.epoch
+            self._timed, step.clean, step.labels, step.view, step.targets, epoch=step.epoch
         )
         return total, parts
 
-    def _student(self, images: Tensor) -> Tensor:
+    def _timed(self, images: Tensor) -> Tensor:
         with self.parts.part("student forward"):
-            logits: Tensor = self.student(images)
-        return logits
+            return self._logits(images)

@@ -7,9 +7,12 @@ import importlib
 import importlib.util
 import io
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
 
 from .files import FileProblem, write
 
@@ -19,7 +22,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise FileProblem(
-                f"run.trackers names {name}, which is not installed: pip install {name}"
+                f"run.trackers names {name}, which is not installed: pip install 'r2kd_ext[{name}]'"
             )
 
 
@@ -38,6 +41,29 @@ def write_course(folder: Path, course: Sequence[Mapping[str, Any]]) -> None:
     write(folder / "metrics.jsonl", "".join(lines))
 
 
+def _start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
+    """A run of W&B; the same one each time that the run in `folder` goes on."""
+    wandb = importlib.import_module("wandb")
+    known = folder / "wandb-id"
+    if not known.exists():
+        write(known, secrets.token_hex(8))
+    try:
+        return wandb.init(
+            project="r2kd_ext",
+            name=folder.name,
+            dir=str(folder),
+            config=dict(config),
+            id=known.read_text(encoding="utf-8"),
+            resume="allow",
+        )
+    except Exception as error:  # of the network, the account or its own kinds
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise FileProblem(
+            f"wandb, which run.trackers names, cannot start: {type(error).__name__}: {reason}. "
+            "Log in by `wandb login`, set WANDB_MODE=offline, or leave it out"
+        ) from error
+
+
 class Trackers:
     """TensorBoard in FOLDER/tensorboard, and what else is named in `names`.
 
@@ -46,20 +72,18 @@ class Trackers:
         names: see `RunConfig.trackers`.
         config: shown beside the run where the tracker has a place for it.
         step: what was logged after it is dropped, since it comes again.
+
+    Raises FileProblem where a tracker is missing or cannot start.
     """
 
     def __init__(
         self, folder: Path, names: Sequence[str], config: Mapping[str, Any], step: int
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         check(names)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._wandb: Any = None
         if "wandb" in names:
-            self._wandb = importlib.import_module("wandb").init(
-                project="r2kd_ext", name=folder.name, dir=str(folder), config=dict(config)
-            )
+            self._wandb = _start_wandb(folder, config)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add scalars at a step."""
