@@ -104,6 +104,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("build_info", &build_info);
   r2kd::bind_cuda(module);
   r2kd::bind_cuda_rank(module);
+  r2kd::bind_cuda_sparse(module);
   r2kd::bind_moments(module);
   r2kd::bind_rank(module);
   r2kd::bind_sparse(module);
