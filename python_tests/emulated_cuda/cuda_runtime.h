@@ -101,6 +101,21 @@ T* dynamic() {
   return reinterpret_cast<T*>(dynamic_memory);
 }
 
+// Runs a warp until it waits for others: no warp finds what a later one has not written yet, unless a
+// barrier stands between.
+inline void run_warp(unsigned begin) {
+  for (;;) {
+    for (unsigned n = 0; n < 32; ++n) {
+      const unsigned i = begin + (backwards ? 31 - n : n);
+      if (fibres[i].state != State::ready) continue;
+      threadIdx = dim3(i);
+      swapcontext(&scheduler, &fibres[i].context);
+    }
+    if (!all_at(begin, begin + 32, State::at_warp)) return;
+    release(begin, begin + 32);
+  }
+}
+
 inline void run_block(unsigned threads) {
   if (fibres.size() < threads) fibres.resize(threads);
   for (unsigned i = 0; i < threads; ++i) {
@@ -114,24 +129,10 @@ inline void run_block(unsigned threads) {
     makecontext(&fibre.context, reinterpret_cast<void (*)()>(&enter), 0);
   }
   for (;;) {
-    for (unsigned n = 0; n < threads; ++n) {
-      const unsigned i = backwards ? threads - 1 - n : n;
-      if (fibres[i].state != State::ready) continue;
-      threadIdx = dim3(i);
-      swapcontext(&scheduler, &fibres[i].context);
-    }
+    for (unsigned n = 0; n < threads; n += 32) run_warp(backwards ? threads - 32 - n : n);
     if (all_at(0, threads, State::done)) return;
-    bool released = false;
-    for (unsigned begin = 0; begin < threads; begin += 32) {
-      if (!all_at(begin, begin + 32, State::at_warp)) continue;
-      release(begin, begin + 32);
-      released = true;
-    }
-    if (!released && whole_block_waits(threads)) {
-      release(0, threads);
-      released = true;
-    }
-    if (!released) fail("a barrier that not all threads reach");
+    if (!whole_block_waits(threads)) fail("a barrier that not all threads reach");
+    release(0, threads);
   }
 }
 
