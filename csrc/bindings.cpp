@@ -47,9 +47,10 @@ PYBIND11_MODULE(_core, module) {
   module.attr("ROW_STATS") = static_cast<int>(r2kd::kRowStats);
   module.attr("COL_STATS") = static_cast<int>(r2kd::kColStats);
   module.def("build_info", &build_info);
+  r2kd::bind_contiguous(module);
   r2kd::bind_cuda(module);
   r2kd::bind_cuda_rank(module);
-  r2kd::bind_contiguous(module);
+  r2kd::bind_cuda_sparse(module);
   r2kd::bind_moments(module);
   r2kd::bind_rank(module);
   r2kd::bind_sparse(module);

@@ -34,11 +34,12 @@ inline void check(Status status, const char* kernel, std::int64_t rows, std::int
   throw pybind11::error_already_set();
 }
 
-// bindings_contiguous.cpp, bindings_cuda.cpp, bindings_cuda_rank.cpp, bindings_moments.cpp,
-// bindings_rank.cpp, bindings_sparse.cpp
+// bindings_contiguous.cpp, bindings_cuda.cpp, bindings_cuda_rank.cpp, bindings_cuda_sparse.cpp,
+// bindings_moments.cpp, bindings_rank.cpp, bindings_sparse.cpp
 void bind_contiguous(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);
 void bind_cuda_rank(pybind11::module_& module);
+void bind_cuda_sparse(pybind11::module_& module);
 void bind_moments(pybind11::module_& module);
 void bind_rank(pybind11::module_& module);
 void bind_sparse(pybind11::module_& module);

@@ -1,21 +1,10 @@
 // Python bindings of the sparse kernels.
-#include <pybind11/stl.h>
-
-#include <array>
-
-#include "bindings.h"
-#include "r2kd/sparse.h"
+#include "bindings_sparse.h"
 
 namespace py = pybind11;
 
 namespace r2kd {
 namespace {
-
-CsrMatrix csr_matrix(std::uintptr_t values, std::uintptr_t columns, std::uintptr_t row_offsets,
-                     std::int64_t rows, std::int64_t cols) {
-  return {as_pointer<const void*>(values), as_pointer<const std::int32_t*>(columns),
-          as_pointer<const std::int32_t*>(row_offsets), rows, cols};
-}
 
 void check_memory(Status status, const char* kernel) {
   if (status == Status::ok) return;
@@ -39,28 +28,19 @@ void bind_sparse(py::module_& module) {
     }
     check_memory(status, "csr_linear");
   });
-  using Sizes = std::array<std::int64_t, 4>;
   module.def("csr_conv2d", [](Sizes shape, Sizes strides, Sizes out_shape, Sizes kernel_and_stride,
                               Sizes padding_and_dilation, std::int64_t groups, std::uintptr_t x, int dtype,
                               std::uintptr_t values, std::uintptr_t columns, std::uintptr_t row_offsets,
                               std::uintptr_t bias, std::uintptr_t y, bool channels_last, int threads) {
-    const Conv2dParams params{shape[0],
-                              shape[1], shape[2], shape[3],
-                              out_shape[1], out_shape[2], out_shape[3],
-                              {kernel_and_stride[0], kernel_and_stride[1]},
-                              {kernel_and_stride[2], kernel_and_stride[3]},
-                              {padding_and_dilation[0], padding_and_dilation[1]},
-                              {padding_and_dilation[2], padding_and_dilation[3]},
-                              groups};
-    const ConstImages images{as_pointer<const void*>(x),
-                             {strides[0], strides[1], strides[2], strides[3]},
-                             static_cast<DType>(dtype)};
-    const std::int64_t cols = shape[1] / groups * kernel_and_stride[0] * kernel_and_stride[1];
+    const Conv2dParams params =
+        conv2d_params(shape, out_shape, kernel_and_stride, padding_and_dilation, groups);
+    const CsrMatrix weight =
+        csr_matrix(values, columns, row_offsets, out_shape[1], weight_cols(params));
     Status status;
     {
       const py::gil_scoped_release release;
-      status = csr_conv2d(params, images, csr_matrix(values, columns, row_offsets, out_shape[1], cols),
-                          as_pointer<const void*>(bias), as_pointer<void*>(y), channels_last, threads);
+      status = csr_conv2d(params, images(x, strides, dtype), weight, as_pointer<const void*>(bias),
+                          as_pointer<void*>(y), channels_last, threads);
     }
     check_memory(status, "csr_conv2d");
   });

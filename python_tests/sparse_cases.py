@@ -18,6 +18,21 @@ def sparse(*shape: int, density: float, dtype: torch.dtype = torch.float32) -> T
     return (torch.randn(shape) * (torch.rand(shape) < density)).to(dtype)
 
 
+def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
+    """Random numbers of a shape whose strides are those of a layout."""
+    if layout == "contiguous":
+        return torch.randn(shape).to(dtype)
+    if layout == "channels_last":
+        return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+    if layout == "every_second":
+        return torch.randn(*shape[:-1], 2 * shape[-1]).to(dtype)[..., ::2]
+    if layout == "transposed":
+        return torch.randn(*shape[:-2], shape[-1], shape[-2]).to(dtype).transpose(-1, -2)
+    if layout == "expanded":
+        return torch.randn(1, *shape[1:]).to(dtype).expand(shape)
+    raise AssertionError(layout)
+
+
 def csr(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values, columns and row offsets of a matrix, by torch's own conversion."""
     matrix = weight.to_sparse_csr()

@@ -12,7 +12,7 @@ from cases import make_logits
 
 import r2kd_ext
 from r2kd_ext import backends
-from r2kd_ext.backends import Won, choose, choose_ranks
+from r2kd_ext.backends import Won, choose, choose_ranks, choose_sparse
 
 CPU, CUDA, META = (torch.device(kind) for kind in ("cpu", "cuda", "meta"))
 
@@ -118,6 +118,23 @@ def test_ranks_have_a_table_of_their_own(
     monkeypatch.setattr(backends, "WON_RANKS", (Won("triton", 1, 100),))
     assert choose_ranks(None, CUDA, 100).backend == "triton"
     assert choose_ranks(None, CUDA, 101).backend == "reference"
+
+
+def test_sparse_ops_have_a_table_of_their_own(
+    with_triton: None, with_cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their layers have no argument `backend`: the environment is the only wish."""
+    assert choose_sparse(CPU).backend == "native"
+    assert choose_sparse(CUDA).backend == "reference"
+    monkeypatch.setattr(backends, "WON", (Won("native", 1, 10**6),))
+    assert choose_sparse(CUDA).backend == "reference"
+    monkeypatch.setattr(backends, "WON_SPARSE", (Won("triton", 1, 10**6),))
+    assert choose_sparse(CUDA).backend == "triton"
+    monkeypatch.setattr(backends, "WISH", "native")
+    assert choose_sparse(CUDA) == ("native", "R2KD_BACKEND asks for it")
+    monkeypatch.setattr(backends, "is_compiled", lambda: False)
+    with pytest.raises(ValueError, match=r'R2KD_BACKEND "native" has no CUDA kernels'):
+        choose_sparse(CUDA)
 
 
 def test_import_takes_no_triton() -> None:

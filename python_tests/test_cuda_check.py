@@ -27,6 +27,10 @@ ptxas info    : Compiling entry function '_ZN4r2kd4cuda49_GLOBAL__N__1_16_hard_s
 hard_spearman_kernelIdLi2048EEEvNS1_8HardTaskIT_EE' for 'sm_80'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 58 registers, used 1 barriers, 33024 bytes smem
+ptxas info    : Compiling entry function '_ZN4r2kd4cuda46_GLOBAL__N__c7_13_csr_conv2d_cu_84576c7217\
+csr_conv2d_kernelI13__nv_bfloat16Li8EEEvNS1_10Conv2dTaskE' for 'sm_80'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 120 registers, used 1 barriers, 704 bytes cmem[0]
 """
 
 
@@ -46,6 +50,7 @@ def test_what_the_compiler_says(tool: ModuleType) -> None:
         "sm_80": {
             "rows_kernel<float, any>": (40, 0, 60),
             "hard_spearman_kernel<double, 2048>": (58, 33024, 0),
+            "csr_conv2d_kernel<bfloat16, 8>": (120, 0, 0),
         },
     }
 
@@ -56,7 +61,7 @@ def test_a_spill_and_a_missing_kernel_are_problems(
     problems = tool.report(tool.parse(OUTPUT))
     assert "rows_kernel<float, any> spills on sm_80: 60 bytes" in problems
     assert "tile_kernel<float, half> was not compiled for sm_80" in problems
-    assert len(problems) == 4
+    assert len(problems) == 5
     assert "missing" in capsys.readouterr().out
     assert tool.report({"sm_90a": tool.parse(OUTPUT)["sm_90a"]}) == []
 

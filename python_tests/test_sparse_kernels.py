@@ -11,8 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sparse_cases import DTYPES, check, csr, sparse
-from torch import Tensor
+from sparse_cases import DTYPES, check, csr, laid_out, sparse
 from torch.nn import functional as F
 
 from r2kd_ext import ops_sparse
@@ -23,21 +22,6 @@ from r2kd_ext.backends import reference_sparse
 BATCHES = (0, 1, 3, 8, 31, 64, 65, 150)
 COLS = (1, 3, 17, 100, 2500)
 ROWS = (1, 5, 129, 260)
-
-
-def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
-    """Random numbers of a shape whose strides are those of a layout."""
-    if layout == "contiguous":
-        return torch.randn(shape).to(dtype)
-    if layout == "channels_last":
-        return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
-    if layout == "every_second":
-        return torch.randn(*shape[:-1], 2 * shape[-1]).to(dtype)[..., ::2]
-    if layout == "transposed":
-        return torch.randn(*shape[:-2], shape[-1], shape[-2]).to(dtype).transpose(-1, -2)
-    if layout == "expanded":
-        return torch.randn(1, *shape[1:]).to(dtype).expand(shape)
-    raise AssertionError(layout)
 
 
 @given(

@@ -50,6 +50,8 @@ def check_csr(csr: Csr, rows: int, cols: int, prefix: str = "") -> None:
             raise ValueError(
                 f"{prefix}{name} must have one dimension, got shape {tuple(tensor.shape)}"
             )
+        if tensor.is_meta:
+            raise ValueError(f"{prefix}{name} must have numbers, got a tensor on the meta device")
     values, columns, row_offsets = csr
     if len(columns) != len(values):
         raise ValueError(

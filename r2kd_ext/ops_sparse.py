@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import choose_sparse, native_sparse, reference_sparse, triton
+from .backends import choose_sparse, cuda_sparse, native_sparse, reference_sparse, triton
 
 _library = torch.library.Library("r2kd", "FRAGMENT")
 _library.define(
@@ -63,8 +63,11 @@ _library.impl("csr_linear", native_sparse.csr_linear, "CPU")
 _library.impl("csr_conv2d", native_sparse.csr_conv2d, "CPU")
 
 
+_GPU_KERNELS = {"native": cuda_sparse, "triton": triton, "reference": reference_sparse}
+
+
 def _gpu_kernels(device: torch.device) -> Any:
-    return triton if choose_sparse(device).backend == "triton" else reference_sparse
+    return _GPU_KERNELS[choose_sparse(device).backend]
 
 
 def _csr_linear_gpu(x: Tensor, *rest: Any) -> Tensor:

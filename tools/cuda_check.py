@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "cuda-check"
 ARCHITECTURES = ("80", "90a", "100")
 _TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
+_ARGUMENT = r"(?:f|d|6__half|13__nv_bfloat16|N(?:S\d*_)?\w*?3AnyE|Li(\d+)E)"  # of a template
 
 
 class Usage(NamedTuple):
@@ -33,21 +34,21 @@ class Usage(NamedTuple):
 
 
 def kernel_name(mangled: str) -> str:
-    """tile_kernel<float, half> and the like from a mangled name."""
-    match = re.search(
-        r"\d([a-z][a-z_]*_kernel)(?:I([fd])(f|6__half|13__nv_bfloat16|NS\w*?3Any|Li\d+E)?)?",
-        mangled,
-    )
-    if match is None:
-        return mangled
-    name, accumulator, stored = match.groups()
-    if accumulator is None:
-        return name
-    types = [_TYPES[accumulator]]
-    if stored is not None:
-        size = re.fullmatch(r"Li(\d+)E", stored)
-        types.append(size[1] if size else _TYPES.get(stored, "any"))
-    return f"{name}<{', '.join(types)}>"
+    """tile_kernel<float, half>, soft_rank_kernel<float, 512> and so on from a mangled name."""
+    for match in re.finditer(r"(?=(\d{1,2})([a-z]\w*))", mangled):
+        length = int(match[1])
+        name, rest = match[2][:length], match[2][length:]
+        if not name.endswith("_kernel"):
+            continue
+        arguments = re.match(rf"I((?:{_ARGUMENT})+)E", rest)
+        if arguments is None:
+            return name
+        types = [
+            found[1] or _TYPES.get(found[0], "any")
+            for found in re.finditer(_ARGUMENT, arguments[1])
+        ]
+        return f"{name}<{', '.join(types)}>"
+    return mangled
 
 
 def parse(output: str) -> dict[str, dict[str, Usage]]:

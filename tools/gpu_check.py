@@ -87,7 +87,7 @@ def build(architecture: str) -> Step:
 
 def tests() -> list[Step]:
     """Sessions side by side: most of Triton's is compiling on the CPU."""
-    names = ("correlation_gpu", "correlation_cuda", "rank_gpu", "sparse_gpu")
+    names = ("correlation_gpu", "correlation_cuda", "rank_gpu", "sparse_gpu", "sparse_kernels_gpu")
     files = [f"test_{name}.py" for name in names]
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
     chosen = {"native": "not triton", "triton": "triton"}

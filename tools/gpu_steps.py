@@ -13,7 +13,7 @@ import sys
 import torch
 
 from r2kd_ext import correlation_kd, ops_rank
-from r2kd_ext.backends import triton as kernels
+from r2kd_ext.backends import cuda_sparse, triton
 
 # Few and many classes, widths that are no multiple of anything, and rows that are shared by blocks.
 SHAPES = {
@@ -49,13 +49,23 @@ def step_of_ranks(rows: int, classes: int, dtype: torch.dtype, triton: bool) -> 
         ops_rank.spearman_backward(rho, x, y, kept, 0.1, 1e-8, triton=triton)
 
 
-def step_of_sparse_layers() -> None:
-    weight = torch.randn(20, 27, device="cuda")
-    matrix = (weight * (weight > 0.5)).to_sparse_csr()
-    entries = (matrix.values(), matrix.col_indices().int(), matrix.crow_indices().int())
-    kernels.csr_linear(torch.randn(130, 27, device="cuda"), *entries, None)
-    images, ones = torch.randn(2, 3, 9, 11, device="cuda"), [1, 1]
-    kernels.csr_conv2d(images, *entries, None, [3, 3], ones, ones, ones, 1)
+def step_of_sparse_layers(dtype: torch.dtype, backend: str) -> None:
+    """Short tiles, and tall ones of many rows."""
+    kernels = cuda_sparse if backend == "native" else triton
+    for rows, size in ((20, 11), (20_000, 4)) if backend == "native" else ((20, 11),):
+        weight = torch.randn(rows, 27, device="cuda")
+        matrix = (weight * (weight > 0.5)).to_sparse_csr()
+        entries = (
+            matrix.values().to(dtype), matrix.col_indices().int(), matrix.crow_indices().int()
+        )  # fmt: skip
+        bias = torch.randn(rows, device="cuda", dtype=dtype)
+        for samples in (130, 3):
+            x = torch.randn(samples, 27, device="cuda", dtype=dtype)
+            kernels.csr_linear(x, *entries, bias)
+        ones = [1, 1]
+        images = torch.randn(33, 3, 9, size, device="cuda", dtype=dtype)
+        for x in (images[:2], images, images.to(memory_format=torch.channels_last)):
+            kernels.csr_conv2d(x, *entries, None, [3, 3], ones, ones, ones, 1)
 
 
 def main() -> None:
@@ -76,8 +86,9 @@ def main() -> None:
     for rows, classes in RANK_SHAPES[backend]:
         for dtype in DTYPES[backend]:
             step_of_ranks(rows, classes, dtype, backend == "triton")
-    if backend == "triton":
-        step_of_sparse_layers()
+    for dtype in DTYPES[backend]:
+        if dtype is not torch.float64:
+            step_of_sparse_layers(dtype, backend)
     torch.cuda.synchronize()
     print(f"{backend}: {len(SHAPES[backend])} shapes, {len(DTYPES[backend])} dtypes")
 

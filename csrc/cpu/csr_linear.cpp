@@ -20,19 +20,20 @@ namespace {
 constexpr int kL = kLanes<float>;
 constexpr std::int64_t kMostSamples = kTile * kL;  // of one block
 constexpr std::int64_t kChunkRows = 128;
-// Packed samples of a block of columns: from kFirstLevel bytes on they come from the second-level
-// cache, of which half is left to the weight and the sums.
-constexpr std::int64_t kFirstLevel = 24 << 10;
-constexpr std::int64_t kSecondLevel = 192 << 10;
-// Entries of a row in a block that pay for fetching and storing the sums.
+// Columns of a block hold so many entries of a row that fetching and storing the sums pays. Their
+// packed samples at least fill the first-level cache, and at most half of the second: the rest is left
+// to the weight and the sums.
 constexpr std::int64_t kEntriesPerVisit = 24;
+constexpr std::int64_t kFirstLevel = 28 << 10;
+constexpr std::int64_t kSecondLevel = 192 << 10;
 
 std::int64_t block_columns(const CsrMatrix& weight, std::int64_t entries, std::int64_t samples) {
   const std::int64_t bytes = samples * std::int64_t{sizeof(float)};
   const std::int64_t first = std::max<std::int64_t>(kFirstLevel / bytes, 1);
   const std::int64_t second = std::max<std::int64_t>(kSecondLevel / bytes, 1);
-  const bool dense_enough = entries * first >= kEntriesPerVisit * weight.rows * weight.cols;
-  const std::int64_t most = dense_enough ? first : second;
+  const std::int64_t paying =
+      entries == 0 ? second : kEntriesPerVisit * weight.rows * weight.cols / entries + 1;
+  const std::int64_t most = std::min(std::max(paying, first), second);
   const std::int64_t blocks = (weight.cols + most - 1) / most;
   return (weight.cols + blocks - 1) / blocks;
 }

@@ -33,5 +33,13 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
+// The status of `launch(stream)`, which launches one kernel, on the device of a call.
+template <typename Launch>
+CudaStatus launched(const Place& place, const char* kernel, const Launch& launch) {
+  const DeviceGuard guard(place.device);
+  if (guard.error() != cudaSuccess) return status_of(guard.error(), kPreparing);
+  return status_of(launch(reinterpret_cast<cudaStream_t>(place.stream)), kernel);
+}
+
 }  // namespace cuda
 }  // namespace r2kd

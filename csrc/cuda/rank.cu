@@ -12,14 +12,6 @@ bool in_double(const ConstMatrix& x, const ConstMatrix& y) {
   return x.dtype == DType::float64 || y.dtype == DType::float64;
 }
 
-// The status of `launch()` on the device of a call.
-template <typename Launch>
-CudaStatus launched(const Place& place, const char* kernel, const Launch& launch) {
-  const DeviceGuard guard(place.device);
-  if (guard.error() != cudaSuccess) return status_of(guard.error(), kPreparing);
-  return status_of(launch(reinterpret_cast<cudaStream_t>(place.stream)), kernel);
-}
-
 }  // namespace
 
 CudaStatus spearman_forward(const SpearmanParams& params, const ConstMatrix& x,

@@ -50,6 +50,7 @@ struct Fibre {
 
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kDynamicBytes = 256 * 1024;
+constexpr std::size_t kGuardBytes = 4096;  // past shared memory, that nobody may write to
 inline std::vector<Fibre> fibres;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
@@ -94,10 +95,25 @@ inline void release(unsigned begin, unsigned end) {
 }
 
 // Dynamic shared memory, which nobody has written to when a block begins.
+alignas(16) inline unsigned char dynamic_memory[kDynamicBytes];
 template <typename T>
 T* dynamic() {
-  alignas(16) static char memory[kDynamicBytes];
-  return reinterpret_cast<T*>(memory);
+  return reinterpret_cast<T*>(dynamic_memory);
+}
+
+// Runs a warp until it waits for others: no warp finds what a later one has not written yet, unless a
+// barrier stands between.
+inline void run_warp(unsigned begin) {
+  for (;;) {
+    for (unsigned n = 0; n < 32; ++n) {
+      const unsigned i = begin + (backwards ? 31 - n : n);
+      if (fibres[i].state != State::ready) continue;
+      threadIdx = dim3(i);
+      swapcontext(&scheduler, &fibres[i].context);
+    }
+    if (!all_at(begin, begin + 32, State::at_warp)) return;
+    release(begin, begin + 32);
+  }
 }
 
 inline void run_block(unsigned threads) {
@@ -113,24 +129,10 @@ inline void run_block(unsigned threads) {
     makecontext(&fibre.context, reinterpret_cast<void (*)()>(&enter), 0);
   }
   for (;;) {
-    for (unsigned n = 0; n < threads; ++n) {
-      const unsigned i = backwards ? threads - 1 - n : n;
-      if (fibres[i].state != State::ready) continue;
-      threadIdx = dim3(i);
-      swapcontext(&scheduler, &fibres[i].context);
-    }
+    for (unsigned n = 0; n < threads; n += 32) run_warp(backwards ? threads - 32 - n : n);
     if (all_at(0, threads, State::done)) return;
-    bool released = false;
-    for (unsigned begin = 0; begin < threads; begin += 32) {
-      if (!all_at(begin, begin + 32, State::at_warp)) continue;
-      release(begin, begin + 32);
-      released = true;
-    }
-    if (!released && whole_block_waits(threads)) {
-      release(0, threads);
-      released = true;
-    }
-    if (!released) fail("a barrier that not all threads reach");
+    if (!whole_block_waits(threads)) fail("a barrier that not all threads reach");
+    release(0, threads);
   }
 }
 
@@ -157,6 +159,10 @@ inline int __syncthreads_or(int x) {
   for (unsigned i = 0; i < blockDim.x; ++i) any |= static_cast<int>(emulated::fibres[i].slot);
   __syncthreads();
   return any;
+}
+template <typename T>
+T __shfl_sync(unsigned, T x, int lane) {
+  return emulated::from_lane(x, static_cast<unsigned>(lane) % 32);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned, T x, int distance) {
@@ -186,6 +192,7 @@ enum {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
   cudaFuncAttributeNonPortableClusterSizeAllowed,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
 };
 struct cudaLaunchAttribute {
   int id;
@@ -213,6 +220,7 @@ cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
 namespace emulated {
 
 inline int shared_bytes = 163 * 1024;  // that a block may have
+inline int multiprocessors = 128;
 
 inline void run_grid(const dim3& grid, const dim3& block, std::size_t dynamic_bytes) {
   if (block.x % 32 != 0) fail("a block that is no whole number of warps");
@@ -222,8 +230,12 @@ inline void run_grid(const dim3& grid, const dim3& block, std::size_t dynamic_by
   for (unsigned y = 0; y < gridDim.y; ++y) {
     for (unsigned x = 0; x < gridDim.x; ++x) {
       blockIdx = dim3(x, y);
-      std::memset(dynamic<char>(), 0xee, kDynamicBytes);
+      std::memset(dynamic_memory, 0xee, kDynamicBytes);
       run_block(block.x);
+      const unsigned char* const end = dynamic_memory + dynamic_bytes;
+      if (std::any_of(end, end + kGuardBytes, [](unsigned char x) { return x != 0xee; })) {
+        fail("written past the end of shared memory");
+      }
     }
   }
 }
@@ -239,8 +251,10 @@ auto launch(Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, cud
 
 }  // namespace emulated
 
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  return *value = emulated::shared_bytes, cudaSuccess;
+inline cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
+  const bool count = attribute == cudaDevAttrMultiProcessorCount;
+  *value = count ? emulated::multiprocessors : emulated::shared_bytes;
+  return cudaSuccess;
 }
 template <typename Kernel>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
