@@ -271,8 +271,16 @@ def spearman(x: Tensor, y: Tensor, *, rank: str = "hard", rank_strength: float =
             what is accepted.
     """
     soft, strength = arguments.check_rank_options(rank, rank_strength)
-    arguments.check_pair(("x", "y"), x, y, 1)
     eps = arguments.SPEARMAN_EPS
+    if (
+        not soft
+        and not torch.compiler.is_compiling()
+        and None in _NATIVE
+        and native.contiguous_call(x, y) is not None
+    ):
+        arguments.check_sortable("x", x)
+        return native_rank.spearman(x, y, None, False, strength, eps)
+    arguments.check_pair(("x", "y"), x, y, 1)
     backend = choose_ranks(None, x.device, x.shape[-1]).backend
     if backend == "reference":
         a, b = (t.reshape(-1, t.shape[-1]) for t in (x, y))
@@ -311,12 +319,7 @@ def soft_rank(x: Tensor, strength: float = 1.0) -> Tensor:
     compiling = torch.compiler.is_compiling()
     check = arguments.check_strength if compiling else arguments.cached_strength
     strength = check("strength", strength)
-    if (
-        not compiling
-        and None in _NATIVE
-        and isinstance(x, Tensor)
-        and (call := native_rank.contiguous_rows(x)) is not None
-    ):
+    if not compiling and None in _NATIVE and (call := native_rank.contiguous_rows(x)) is not None:
         return apply_contiguous_soft_rank(x, strength, call)
     arguments.check_rows("x", x)
     arguments.check_classes("x", x)
