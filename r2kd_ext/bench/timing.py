@@ -11,7 +11,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,6 +22,7 @@ ROTATED_BYTES = 128 << 20  # of inputs that are to come from memory; more than t
 LEAST_TURNS = 6  # from which on a median has an interval at 95%
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _T = TypeVar("_T")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Timing(NamedTuple):
@@ -53,13 +54,13 @@ def rotated(make: Callable[[], _T], size: int, past: int = ROTATED_BYTES) -> lis
 
 
 def time_in_turns(
-    contenders: Mapping[str, Callable[[int], object]],
+    contenders: Mapping[Name, Callable[[int], object]],
     *,
     turns: int,
     warm_up: int = 2,
     seconds_per_turn: float = 0.1,
     seconds: float | None = None,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time every contender `turns` times, in turn, every other turn in reverse order.
 
     A contender is called with the number of the call, by which it may choose among inputs that do
@@ -78,7 +79,7 @@ def time_in_turns(
         whole += once * (calls[name] + warm_up)
     if seconds is not None:
         turns = min(turns, max(LEAST_TURNS, int(seconds / whole)))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    samples: dict[Name, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
         for turn in range(turns):
@@ -114,7 +115,6 @@ def peak_memory(
 
     def measure(call: int) -> int:
         prepare()
-        gc.collect()
         _CLEAR.write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         run(call)
@@ -125,6 +125,7 @@ def peak_memory(
             return thread.submit(measure, call).result()
 
     _keep_freed_blocks(below=128 << 10)
+    gc.collect()
     try:
         return max(measure_in_a_thread(call) for call in range(calls))
     finally:
