@@ -11,14 +11,16 @@ plot of memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import limits
 import torch
 from bench_correlation import eager
 from harness import (
+    ROTATED_BYTES,
     Call,
     Case,
     Job,
@@ -31,10 +33,11 @@ from harness import (
     run_jobs,
     time_with_matrix_rate,
 )
+from torch import Tensor
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
 from r2kd_ext.bench.results import Rates, rows_of
-from r2kd_ext.bench.short import drop_gradients, logits, training_call
+from r2kd_ext.bench.short import drop_gradients, training_call
 
 SIZES = {
     "B": [(rows, 1000) for rows in (16, 32, 64, 128, 256, 512, 1024, 2048)],
@@ -46,8 +49,26 @@ Drop = Callable[[], object]  # frees the gradients
 RESULTS = Path(__file__).parent / "results" / "growth_cpu.csv"
 
 
+@cache
+def pool() -> Tensor:
+    """Standard normal numbers for the inputs of all sizes, which together would take gigabytes."""
+    return torch.randn(ROTATED_BYTES // DTYPE.itemsize)
+
+
+def pairs(rows: int, classes: int, *, grad: bool) -> list[tuple[Tensor, Tensor]]:
+    """Inputs [B, C] that rotate past the caches, the first of each pair with a gradient or not."""
+    size = rows * classes
+    starts = itertools.count(0, size)
+
+    def part() -> Tensor:
+        start = next(starts)
+        return pool()[start : start + size].view(rows, classes)
+
+    return rotated(lambda: (part().requires_grad_(grad), part()), 2 * size * DTYPE.itemsize)
+
+
 def correlation(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
-    data = rotated(lambda: logits(rows, classes, DTYPE), 8 * rows * classes)
+    data = pairs(rows, classes, grad=True)
     contenders = {"ours": training_call(correlation_kd, data)}
     if (rows, classes) in SIZES["C"]:
         contenders["eager"] = training_call(eager, data)
@@ -55,15 +76,13 @@ def correlation(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
 
 
 def hard(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
-    data = rotated(
-        lambda: (torch.randn(rows, classes), torch.randn(rows, classes)), 8 * rows * classes
-    )
+    data = pairs(rows, classes, grad=False)
     contenders: dict[str, Call] = {"ours": lambda call: spearman(*data[call % len(data)])}
     return contenders, limits.hard_spearman(rows, classes, DTYPE), lambda: None
 
 
 def soft(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
-    data = rotated(lambda: logits(rows, classes, DTYPE), 8 * rows * classes)
+    data = pairs(rows, classes, grad=True)
 
     def run(call: int) -> None:
         x, weight = data[call % len(data)]

@@ -132,7 +132,7 @@ def step_parts(rows: list[Row], axes: Axes) -> None:
             left[name] += widths[name]
     axes.invert_yaxis()
     axes.set_xlabel(f"ms, {parts[0]['variant']}, {parts[0]['shape']}")
-    axes.legend(ncols=2)
+    axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _sizes(row: Row) -> list[int]:

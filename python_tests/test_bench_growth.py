@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 from pathlib import Path
 from types import ModuleType
 
@@ -67,3 +68,20 @@ def test_the_jump_of_an_earlier_run_was_the_machine() -> None:
     # Within a size, too.
     assert turns[512][-1] < min(turns[512][:-1]) / 1.4
     assert turns[1024][0] > 1.5 * max(turns[1024][1:])
+
+
+def test_inputs_rotate_and_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    bench = importlib.import_module("bench_growth")
+    for rows, classes in ((16, 1000), (64, 32768)):
+        data = bench.pairs(rows, classes, grad=True)
+        assert len(data) >= 7
+        starts = sorted(x.data_ptr() for pair in data for x in pair)
+        steps = [b - a for a, b in itertools.pairwise(starts)]
+        assert min(steps) >= 4 * rows * classes
+        for x, y in data:
+            assert x.shape == y.shape == (rows, classes)
+            assert x.is_leaf
+            assert x.requires_grad
+            assert not y.requires_grad
+            assert abs(x.detach().std() - 1) < 0.05

@@ -185,7 +185,7 @@ def three_streams(
     elements: int, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two sources and a target for the three-stream copy, each [elements], already written."""
-    a, b, c = (torch.randn(elements, device=device).to(dtype) for _ in range(3))
+    a, b, c = (torch.ones(elements, device=device, dtype=dtype) for _ in range(3))
     return a, b, c
 
 
