@@ -114,7 +114,7 @@ def measure_row(op: str, axis: str, turns: int, seconds: float) -> list[Row]:
     rows = []
     for shape, (contenders, work, drop) in made.items():
         own = {name: timing for (other, name), timing in timings.items() if other == shape}
-        rate = limits.copy_bytes(shape[0] * shape[1], DTYPE) / own["copy"].median
+        rate = limits.copy_bytes(shape[0] * shape[1], DTYPE) / own["copy"].fastest
         case = Case(op, shape, "float32", work, ROLES, passes, axis)
         peaks = peaks_of(contenders, own, drop) if "eager" in contenders else None
         rows += rows_of(case, own, Rates(rate, matrix), machine(), peaks=peaks)

@@ -185,7 +185,7 @@ def measure(
     matrix = record_matrix_rate(origin["threads"], rate, case.dtype)
 
     def rates(timings: Mapping[str, Timing]) -> Rates:
-        return Rates(moved / timings["copy"].median, matrix)
+        return Rates(moved / timings["copy"].fastest, matrix)
 
     hosts = {name: timing.median for name, timing in host.items()}
     rows = rows_of(case, on_device, rates(on_device), origin, hosts, peaks)

@@ -18,6 +18,7 @@ import torch
 
 from r2kd_ext.bench import results
 from r2kd_ext.bench.results import Case, Work
+from r2kd_ext.bench.timing import timing_of
 
 Rows = list[dict[str, str]]
 
@@ -76,6 +77,22 @@ def test_all_rows_have_the_best_rate_of_their_threads(
         assert float(row["limit_us"]) == pytest.approx(limit, rel=1e-3)
         assert float(row["share_of_limit"]) == pytest.approx(limit / float(row["us"]), rel=0.1)
         assert float(row["share_of_limit"]) < 1.3
+
+
+def test_the_copy_rate_is_that_of_the_fastest_turn(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that waited in most of its turns would let the op be faster than its limit."""
+    monkeypatch.setattr(harness, "matrix_rate", lambda turns: 1e15)
+    turns = {"ours": [3e-6] * 6, "copy": [1e-3, 2e-6, 1e-3, 1e-3, 1e-3, 1e-3]}
+
+    def in_turns(contenders: object, **options: object) -> dict[str, object]:
+        return {name: timing_of(seconds) for name, seconds in turns.items()}
+
+    monkeypatch.setattr(harness, "time_in_turns", in_turns)
+    ours = next(row for row in job(harness, 1000, 6, 1.0) if row["role"] == "ours")
+    assert ours["copy_gb_s"] == f"{3 * 4 * 1000 / 2e-6 / 1e9:.2f}"
+    assert float(ours["share_of_limit"]) == pytest.approx(4 * 1000 / 6e9 / 3e-6, rel=1e-3)
 
 
 def test_what_does_not_fit_the_time_is_left_out_and_named(

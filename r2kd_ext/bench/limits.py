@@ -6,8 +6,8 @@ between forward and backward are left out. An exponential, a root and a comparis
 floating-point operation. So a share of the limit of 1 may be out of reach, and none is above it.
 
 The copy rate is that of `torch.add(a, b, out=c)` on vectors as large as the inputs, which reads two
-and writes one. The matrix rate is that of a product of two square matrices: in float32 on a CPU, on
-a GPU in the inputs' dtype where that is faster.
+and writes one, in its fastest turn. The matrix rate is that of a product of two square matrices: in
+float32 on a CPU, on a GPU in the inputs' dtype where that is faster.
 """
 
 from __future__ import annotations

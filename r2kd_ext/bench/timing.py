@@ -33,6 +33,11 @@ class Timing(NamedTuple):
     p80: float
     turns: list[float]
 
+    @property
+    def fastest(self) -> float:
+        """The shortest turn: what a rate that is to be a bound comes from."""
+        return min(self.turns)
+
     def times_faster_than(self, other: Timing) -> float:
         """Median over the turns of how many times the other one's time is this one's."""
         return self.ratio_of(other).estimate
