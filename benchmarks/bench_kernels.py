@@ -9,7 +9,7 @@ of as many elements, which says what share of the limit the kernel reaches.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import limits
@@ -24,6 +24,7 @@ VARIANTS = [("cosine", "rows+columns"), ("pearson", "rows+columns"), ("pearson",
 RESULTS = Path(__file__).parent / "results" / "correlation_kernels_cpu.csv"
 
 
+@lru_cache(maxsize=1)  # of the cases that follow each other on the same inputs
 def kernels(rows: int, classes: int, correlation: str, columns: float) -> dict[str, Call]:
     student, teacher = torch.randn(rows, classes), torch.randn(rows, classes)  # [B, C] each
     options = (4.0, correlation == "pearson", 32.0, columns)

@@ -56,6 +56,7 @@ def test_a_planted_slowdown_is_found_through_drift(clock: Clock) -> None:
 def test_fewer_turns_when_time_is_short(clock: Clock) -> None:
     run = {"ours": clock.work(0.5)}
     assert len(timing.time_in_turns(run, turns=15)["ours"].turns) == 15
+    assert len(timing.time_in_turns(run, turns=8, seconds=float("inf"))["ours"].turns) == 8
     begin = clock.now
     assert len(timing.time_in_turns(run, turns=15, seconds=1.0)["ours"].turns) == 6
     assert clock.now - begin < 100

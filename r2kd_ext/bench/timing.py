@@ -83,7 +83,7 @@ def time_in_turns(
         calls[name] = max(least, min(2000, round(seconds_per_turn / once)))
         whole += once * (calls[name] + warm_up)
     if seconds is not None:
-        turns = min(turns, max(LEAST_TURNS, int(seconds / whole)))
+        turns = int(min(turns, max(LEAST_TURNS, seconds / whole)))
     samples: dict[Name, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
