@@ -79,6 +79,7 @@ def main() -> None:
         Job(
             f"{passes}, {shape[0]} x {shape[1]}, {correlation}, {terms}, {threads} threads",
             partial(measure_kernel, shape, correlation, terms, passes, threads),
+            weight=1 + shape[0] * shape[1] / 2e6,
         )
         for shape in SHAPES
         for correlation, terms in VARIANTS

@@ -78,14 +78,14 @@ def memory_over_vocabulary(rows: list[Row], axes: Axes) -> None:
     """Peak memory of the loss from hidden states over V, and the gradients' own size."""
     chosen = [row for row in rows if row["dtype"] == "float32" and row["peak_mib"]]
     for contender in ("ours", "eager"):
-        points = [row for row in chosen if row["contender"] == contender]
+        points = sorted((r for r in chosen if r["contender"] == contender), key=_sizes)
         axes.plot(
             [_sizes(row)[1] for row in points],
             [float(row["peak_mib"]) for row in points],
             marker="o",
             label=contender,
         )
-    ours = [_sizes(row) for row in chosen if row["contender"] == "ours"]
+    ours = sorted(_sizes(row) for row in chosen if row["contender"] == "ours")
     gradients = [(n + v) * h * 4 / 2**20 for n, v, h in ours]
     axes.plot([v for _, v, _ in ours], gradients, "k:", label="the gradients alone")
     axes.set_xscale("log", base=2)

@@ -34,10 +34,10 @@ GROUPS = {
     "kernels": Group("bench_kernels.py", "correlation_kernels_cpu.csv", 30),
     "rank": Group("bench_rank.py", "rank_cpu.csv", 65),
     "growth": Group("bench_growth.py", "growth_cpu.csv", 30),
-    "fused_linear": Group("bench_fused_linear.py", "fused_linear_cpu.csv", 45),
+    "fused_linear": Group("bench_fused_linear.py", "fused_linear_cpu.csv", 50),
     "sparse": Group("bench_sparse.py", "sparse_cpu.csv", 60),
     "ensemble": Group("bench_ensemble.py", "ensemble_cpu.csv", 55),
-    "step": Group("bench_step.py", "step_cpu.csv", 65),
+    "step": Group("bench_step.py", "step_cpu.csv", 60),
     "zoo": Group("bench_zoo.py", "zoo_cpu.csv", 105),
 }
 START_SECONDS = 6  # a group's imports, which are not in its time

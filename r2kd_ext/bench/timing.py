@@ -72,9 +72,10 @@ def time_in_turns(
     not fit the caches together. One turn repeats it for about `seconds_per_turn`, after `warm_up`
     calls that do not count: caches, predictors and freed memory are then its own and not those of
     the contender before. With as many as there are inputs, each gradient has been replaced once.
-    Where all turns would take more than `seconds`, there are fewer, but not less than 6.
+    Where all would take more than `seconds`, with the calls that say how often to repeat, there are
+    fewer turns, but not less than 6.
     """
-    calls, whole = {}, 0.0
+    calls, whole, start = {}, 0.0, time.perf_counter()
     for name, run in contenders.items():
         once = _seconds(run, 1)  # compiles, allocates, wakes threads
         if once < 10 * seconds_per_turn or warm_up:
@@ -83,7 +84,8 @@ def time_in_turns(
         calls[name] = max(least, min(2000, round(seconds_per_turn / once)))
         whole += once * (calls[name] + warm_up)
     if seconds is not None:
-        turns = int(min(turns, max(LEAST_TURNS, seconds / whole)))
+        left = seconds - (time.perf_counter() - start)
+        turns = int(min(turns, max(LEAST_TURNS, left / whole)))
     samples: dict[Name, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
