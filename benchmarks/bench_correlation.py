@@ -16,9 +16,8 @@ its last layer, and "rotating" past the caches, as all larger ones are.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,15 @@ import limits
 import torch
 from harness import (
     ROTATED_BYTES,
-    Budget,
     Call,
     Case,
+    Job,
+    Row,
     host_times,
     measure,
     parse_options,
     rotated,
-    show,
-    write_rows,
+    run_jobs,
 )
 from torch import Tensor
 
@@ -63,7 +62,11 @@ def eager(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     return 2 * temperature**2 * (distance(1) + distance(0))
 
 
-compiled = torch.compile(eager, dynamic=False)
+@lru_cache(maxsize=1)
+def compiled_for(shape: tuple[int, int]) -> Callable[..., Tensor]:
+    """`torch.compile` of eager; more shapes than it keeps would run uncompiled."""
+    torch.compiler.reset()
+    return torch.compile(eager, dynamic=False)
 
 
 class Nothing(torch.autograd.Function):
@@ -89,7 +92,8 @@ def calls(
         lambda: logits(rows, classes, dtype), size, ROTATED_BYTES if placed == "rotating" else 0
     )
     losses: dict[str, Callable[..., Tensor]] = {
-        "ours": correlation_kd, "eager": eager, "compiled": compiled, "nothing": Nothing.apply,
+        "ours": correlation_kd, "eager": eager, "compiled": compiled_for((rows, classes)),
+        "nothing": Nothing.apply,
     }  # fmt: skip
     return {name: training_call(loss, data) for name, loss in losses.items()}, data
 
@@ -101,54 +105,54 @@ def empty_calls(dtype: torch.dtype) -> dict[str, float]:
     return host_times(contenders)
 
 
-def measure_shape(
-    rows: int, classes: int, placed: str, turns: int, budget: Budget, host: dict[str, Any]
-) -> Iterator[list[dict[str, str]]]:
-    """The rows of each dtype; those of bfloat16 have float32 beside them."""
-    float32, _ = calls(rows, classes, torch.float32, placed)
-    for dtype in DTYPES:
-        contenders, data = calls(rows, classes, dtype, placed)
-        if dtype != torch.float32:
-            contenders["ours in float32"] = float32["ours"]
-        yield measure(
-            Case(
-                "correlation",
-                (rows, classes),
-                str(dtype).removeprefix("torch."),
-                limits.correlation(rows, classes, dtype),
-                ROLES,
-                inputs=placed,
-            ),
-            contenders,
-            turns=turns,
-            seconds=budget.share(),
-            copied=rows * classes,
-            dtype=dtype,
-            warm_up=len(data),
-            prepare=partial(drop_gradients, data),
-            host=host[str(dtype)],
-        )
+def measure_case(
+    shape: tuple[int, int],
+    placed: str,
+    dtype: torch.dtype,
+    host: Mapping[str, float],
+    turns: int,
+    seconds: float,
+) -> list[Row]:
+    """The rows of a case; those of bfloat16 have float32 beside them."""
+    contenders, data = calls(*shape, dtype, placed)
+    if dtype != torch.float32:
+        contenders["ours in float32"] = calls(*shape, torch.float32, placed)[0]["ours"]
+    return measure(
+        Case(
+            "correlation",
+            shape,
+            str(dtype).removeprefix("torch."),
+            limits.correlation(*shape, dtype),
+            ROLES,
+            inputs=placed,
+        ),
+        contenders,
+        turns=turns,
+        seconds=seconds,
+        copied=shape[0] * shape[1],
+        dtype=dtype,
+        warm_up=len(data),
+        prepare=partial(drop_gradients, data),
+        host=host,
+    )
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    host = {str(dtype): empty_calls(dtype) for dtype in DTYPES}
-    places = [
-        (shape, placed)
+    host = {dtype: empty_calls(dtype) for dtype in DTYPES}
+    jobs = [
+        Job(
+            f"{shape[0]} x {shape[1]}, {placed}, {dtype}",
+            partial(measure_case, shape, placed, dtype, host[dtype]),
+            weight=1 + shape[0] * shape[1] / 4e6,
+        )
         for shape in SHAPES
         for placed in ("resident", "rotating")
         if placed == "rotating" or 2 * 3 * shape[0] * shape[1] * 4 <= RESIDENT_BYTES
+        for dtype in DTYPES
     ]
-    budget = Budget(options.seconds, len(places) * len(DTYPES))
-    rows: list[dict[str, str]] = []
-    for shape, placed in places:
-        print(f"{shape[0]} x {shape[1]}, {placed} ...", file=sys.stderr, flush=True)
-        torch.compiler.reset()  # more shapes than torch.compile keeps would run uncompiled
-        for found in measure_shape(*shape, placed, options.turns, budget, host):
-            rows += found
-    write_rows(options.output, rows)
-    show(rows, "correlation loss, forward + backward, medians; ratios of paired turns")
-    print(f"written to {options.output}")
+    title = "correlation loss, forward + backward, medians; ratios of paired turns"
+    run_jobs(jobs, options, title)
 
 
 if __name__ == "__main__":

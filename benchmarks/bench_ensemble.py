@@ -5,28 +5,29 @@
 A step of R2KD needs the blended logits of a clean and of an augmented batch. Published: the teacher
 and its pruned copy run on each, four forward passes. `TeacherEnsemble.both` folds batch norms,
 computes in channels-last order, and takes as many images at a time as were measured to be fastest.
-64 images of 64 x 64 to a batch, 200 classes, random weights; at most 6 turns, since a call takes
-seconds. bfloat16 is timed where the processor has instructions for it. The unit is a copy of the
-images' size.
+Images of 64 x 64, 200 classes, random weights; 32 images to a batch for ResNet56, 16 for WRN-40-2,
+which is larger (`bench_step.py` has the published 64). At most 6 turns, since a call takes seconds.
+bfloat16 is timed where the processor has instructions for it. The unit is a copy of the images'
+size.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import limits
 import torch
-from harness import LEAST_TURNS, Budget, Call, Case, measure, parse_options, show, write_rows
+from harness import LEAST_TURNS, Call, Case, Job, Row, measure, parse_options, run_jobs
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from r2kd_ext import TeacherEnsemble, models, prune
 
 RESULTS = Path(__file__).parent / "results" / "ensemble_cpu.csv"
-NETWORKS = ("resnet56", "wrn_40_2")
-BATCH, SIZE, CLASSES = 64, 64, 200
+NETWORKS = {"resnet56": 32, "wrn_40_2": 16}  # images to a batch
+SIZE, CLASSES = 64, 200
 
 
 def four_passes(name: str, images: list[Tensor]) -> Callable[[int], object]:
@@ -41,16 +42,17 @@ def four_passes(name: str, images: list[Tensor]) -> Callable[[int], object]:
     return run
 
 
-def multiplications(network: nn.Module) -> int:
+def products(network: nn.Module, size: int = SIZE) -> int:
     """What the network multiplies and adds for an image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, SIZE, SIZE))
+        network(torch.zeros(1, 3, size, size))
     return int(counter.get_total_flops()) // 2
 
 
-def measure_network(name: str, turns: int, seconds: float) -> list[dict[str, str]]:
+def measure_network(name: str, turns: int, seconds: float) -> list[Row]:
     """Our forward passes and the published ones."""
-    images = [torch.randn(BATCH, 3, SIZE, SIZE) for _ in range(2)]
+    batch = NETWORKS[name]
+    images = [torch.randn(batch, 3, SIZE, SIZE) for _ in range(2)]
     teacher = models.create(name, CLASSES).eval()
 
     def both(ensemble: TeacherEnsemble) -> Call:
@@ -61,9 +63,9 @@ def measure_network(name: str, turns: int, seconds: float) -> list[dict[str, str
         contenders["ours in bfloat16"] = both(TeacherEnsemble(teacher, dtype=torch.bfloat16))
     weights = sum(weight.numel() for weight in teacher.parameters())
     numbers = 3 * SIZE * SIZE
-    work = limits.ensemble(2 * BATCH, numbers, CLASSES, weights, multiplications(teacher))
+    work = limits.ensemble(2 * batch, numbers, CLASSES, weights, products(teacher))
     case = Case(
-        "ensemble", (2 * BATCH, 3, SIZE, SIZE), "float32", work,
+        "ensemble", (2 * batch, 3, SIZE, SIZE), "float32", work,
         {"ours": "ours", "four passes": "reference", "ours in bfloat16": "peer"},
         "forward", name, "resident",
     )  # fmt: skip
@@ -72,7 +74,7 @@ def measure_network(name: str, turns: int, seconds: float) -> list[dict[str, str
         contenders,
         turns=min(turns, LEAST_TURNS),
         seconds=seconds,
-        copied=2 * BATCH * numbers,
+        copied=2 * batch * numbers,
         warm_up=0,
         with_memory=False,
     )
@@ -80,14 +82,8 @@ def measure_network(name: str, turns: int, seconds: float) -> list[dict[str, str
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    budget = Budget(options.seconds, len(NETWORKS))
-    rows: list[dict[str, str]] = []
-    for name in NETWORKS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += measure_network(name, options.turns, budget.share())
-    write_rows(options.output, rows)
-    show(rows, "the teachers of a step, medians; ratios of paired turns")
-    print(f"written to {options.output}")
+    jobs = [Job(name, partial(measure_network, name)) for name in NETWORKS]
+    run_jobs(jobs, options, "the teachers of a step, medians; ratios of paired turns")
 
 
 if __name__ == "__main__":

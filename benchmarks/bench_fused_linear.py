@@ -1,40 +1,42 @@
-"""Time and memory of the fused linear loss on the CPU, against eager PyTorch.
+"""Time and memory of the loss from hidden states on the CPU, against eager and compiled.
 
-    python benchmarks/bench_fused_linear.py [--turns 1] [--dtype float32] [--append]
-                                            [--output FILE.csv]
+    python benchmarks/bench_fused_linear.py [--turns 15] [--seconds S] [--output FILE.csv]
 
-Pearson at T = 1, forward + backward to the student's hidden states and weight; student and teacher
-have the same width. Eager is the formula on float32 logits as a careful user would write it: the
-logits are not kept, the teacher's are computed without a graph.
+Pearson at T = 1, forward + backward to the student's hidden states [N, H] and weight [V, H];
+student and teacher have the same width. The shape of a case is N x V x H. V grows by doubling, in
+float32; one case has bfloat16 inputs. Contenders:
 
-Each contender runs in a process of its own, once on a few rows to wake threads and libraries, then
-once for the figures; in turn, fused and eager. A row is one turn. `*_mib` is the high-water mark of
-the process's resident memory above where it stood before the call, less the bytes of the gradients
-that the call returns. --append keeps the rows that the file has, for turns that are taken at
-different times. Linux only (/proc).
+- ours: `r2kd_ext.fused_linear_correlation_kd`;
+- eager: the formula on float32 logits as a careful user would write it: the logits are not kept,
+  the teacher's are computed without a graph;
+- compiled: `torch.compile` of eager, at one V.
+
+Peak memory includes the gradients that a call returns. Inputs stay in place, since one call reads
+more than the caches hold.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import limits
 import torch
-from harness import machine, write_rows
+from harness import Call, Case, Job, Row, measure, parse_options, run_jobs
 from torch import Tensor
 from torch.nn.functional import linear
 
 from r2kd_ext import fused_linear_correlation_kd
 
 RESULTS = Path(__file__).parent / "results" / "fused_linear_cpu.csv"
-SHAPE = (4096, 32768, 1024)  # N, V, H
+ROWS, HIDDEN = 1024, 128
+CLASSES = (32768, 16384, 8192, 4096)  # what takes longest first, in case the time is short
+COMPILED_AT = 8192
+SHAPES = [(ROWS, classes, HIDDEN, torch.float32) for classes in CLASSES]
+SHAPES.append((ROWS, 8192, HIDDEN, torch.bfloat16))
+ROLES = {"ours": "ours", "eager": "reference", "compiled": "peer"}
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def eager(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor) -> Tensor:
@@ -47,95 +49,64 @@ def eager(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tens
     return 1 - ((p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1) + 1e-8)).mean()
 
 
-CONTENDERS: dict[str, Callable[..., Tensor]] = {
-    "fused": fused_linear_correlation_kd,
-    "eager": eager,
-}
+def head(rows: int, classes: int, hidden: int, dtype: torch.dtype) -> list[Tensor]:
+    """Hidden states [N, H] and the weight [V, H] of logits with a variance of 1."""
+    weight = torch.empty(classes, hidden, dtype=dtype).normal_(std=hidden**-0.5)
+    return [torch.randn(rows, hidden).to(dtype), weight]
 
 
-def _memory(field: str) -> int:
-    """Bytes of `field` of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+def measure_shape(
+    rows: int, classes: int, hidden: int, dtype: torch.dtype, turns: int, seconds: float
+) -> list[Row]:
+    """The rows of a case, whose contenders are first seen to compute the same."""
+    student = [x.requires_grad_() for x in head(rows, classes, hidden, dtype)]
+    teacher = head(rows, classes, hidden, dtype)
 
+    def drop() -> None:
+        for x in student:
+            x.grad = None
 
-def measure(name: str, rows: int, classes: int, width: int, dtype: str) -> dict[str, float]:
-    """Seconds and bytes of one forward + backward in this process."""
-    torch.manual_seed(0)
-    function = CONTENDERS[name]
+    def call_of(loss: Loss) -> Call:
+        def run(call: int) -> Tensor:
+            drop()
+            value = loss(*student, *teacher)
+            value.backward()
+            return value.detach()
 
-    def head(rows: int) -> list[Tensor]:
-        kind = getattr(torch, dtype)
-        weight = torch.empty(classes, width, dtype=kind).normal_(std=width**-0.5)  # [V, H]
-        return [torch.randn(rows, width).to(kind), weight]
+        return run
 
-    student, teacher = head(rows), head(rows)
-    few = [x[:64].clone() for x in (*student, *teacher)]
-    function(few[0].requires_grad_(), few[1].requires_grad_(), *few[2:]).backward()
-    del few
-    for x in student:
-        x.requires_grad_()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _memory("VmRSS")
-    start = time.perf_counter()
-    loss = function(*student, *teacher)
-    loss.backward()
-    seconds = time.perf_counter() - start
-    peak = _memory("VmHWM") - before - sum(x.nbytes for x in student)
-    return {"seconds": seconds, "peak": peak, "loss": loss.item()}
-
-
-def in_a_process(name: str, case: tuple[Any, ...]) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", json.dumps([name, *case])]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(result.stdout)
-    return found
-
-
-def turn(case: tuple[Any, ...]) -> dict[str, object]:
-    """The row of one turn."""
-    found = {name: in_a_process(name, case) for name in CONTENDERS}
-    ours, other = found["fused"], found["eager"]
-    if abs(ours["loss"] - other["loss"]) > 1e-5:
-        raise RuntimeError(f"the losses differ: {found}")
-    return {
-        "op": "fused_linear_correlation",
-        **dict(zip(("rows", "classes", "width", "dtype"), case, strict=True)),
-        "fused_s": f"{ours['seconds']:.2f}",
-        "eager_s": f"{other['seconds']:.2f}",
-        "of_eager_time": f"{ours['seconds'] / other['seconds']:.3f}",
-        "fused_mib": f"{ours['peak'] / 2**20:.0f}",
-        "eager_mib": f"{other['peak'] / 2**20:.0f}",
-        "of_eager_memory": f"{ours['peak'] / other['peak']:.3f}",
-        **machine(),
-    }
+    losses: dict[str, Loss] = {"ours": fused_linear_correlation_kd, "eager": eager}
+    if classes == COMPILED_AT and dtype == torch.float32:
+        losses["compiled"] = torch.compile(eager, dynamic=False)
+    contenders = {name: call_of(loss) for name, loss in losses.items()}
+    torch.testing.assert_close(contenders["ours"](0), contenders["eager"](0), rtol=0, atol=1e-5)
+    return measure(
+        Case(
+            "fused_linear_correlation",
+            (rows, classes, hidden),
+            str(dtype).removeprefix("torch."),
+            limits.fused_linear(rows, classes, hidden, hidden, dtype),
+            ROLES,
+            inputs="resident",
+        ),
+        contenders,
+        turns=turns,
+        seconds=seconds,
+        copied=rows * classes,
+        dtype=dtype,
+        warm_up=0,
+        prepare=drop,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--turns", type=int, default=1, help="how often each is timed (default 1)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of all inputs"
-    )
-    parser.add_argument("--append", action="store_true", help="keep the rows of the result file")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="the result file (CSV)")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(*json.loads(options.measure))))
-        return
-    if options.turns < 1:
-        parser.error(f"--turns must be at least 1, got {options.turns}")
-    rows: list[dict[str, object]] = []
-    if options.append and options.output.exists():
-        with options.output.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    for _ in range(options.turns):
-        rows.append(turn((*SHAPE, options.dtype)))
-        print(*(f"{key} {value}" for key, value in rows[-1].items()), sep="  ", flush=True)
-    write_rows(options.output, rows)
+    options = parse_options(__doc__ or "", RESULTS)
+    jobs = [
+        Job(f"{rows} x {classes} x {hidden}, {dtype}",
+            partial(measure_shape, rows, classes, hidden, dtype), weight=1 + classes / 8192)
+        for rows, classes, hidden, dtype in SHAPES
+    ]  # fmt: skip
+    run_jobs(jobs, options, "loss from hidden states, medians; ratios of paired turns")
 
 
 if __name__ == "__main__":

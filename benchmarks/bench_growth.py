@@ -2,51 +2,87 @@
 
     python benchmarks/bench_growth.py [--turns 7] [--seconds S] [--output FILE.csv]
 
-`growth.py` fits an exponent to each row of sizes and looks for jumps. Inputs are standard normal
-float32 and rotate past the caches, so that no size profits from what the one before left there. The
-correlation loss over C has the eager formula beside it, for the plot of memory.
+`growth.py` fits an exponent to each row of sizes and looks for jumps. All sizes of a row are timed
+in turn, since one after another a busier minute of the machine would look like a jump between two
+sizes. Inputs are standard normal float32 and rotate past the caches, so that no size profits from
+what the one before left there. The correlation loss over C has the eager formula beside it, for the
+plot of memory.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+import itertools
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import limits
 import torch
 from bench_correlation import eager
-from harness import Budget, Call, Case, Work, measure, parse_options, rotated, show, write_rows
+from harness import (
+    ROTATED_BYTES,
+    Call,
+    Case,
+    Job,
+    Row,
+    Work,
+    machine,
+    parse_options,
+    peaks_of,
+    rotated,
+    run_jobs,
+    time_with_matrix_rate,
+)
+from torch import Tensor
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
-from r2kd_ext.bench.short import drop_gradients, logits, training_call
+from r2kd_ext.bench.results import Rates, rows_of
+from r2kd_ext.bench.short import drop_gradients, training_call
 
-ROWS = [(rows, 1000) for rows in (16, 32, 64, 128, 256, 512, 1024, 2048)]
-CLASSES = [(64, classes) for classes in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)]
+SIZES = {
+    "B": [(rows, 1000) for rows in (16, 32, 64, 128, 256, 512, 1024, 2048)],
+    "C": [(64, 2**k) for k in range(6, 16)],
+}
+ROLES = {"copy": "unit", "ours": "ours", "eager": "reference"}
 DTYPE = torch.float32
 Drop = Callable[[], object]  # frees the gradients
 RESULTS = Path(__file__).parent / "results" / "growth_cpu.csv"
 
 
+@cache
+def pool() -> Tensor:
+    """Standard normal numbers for the inputs of all sizes, which together would take gigabytes."""
+    return torch.randn(ROTATED_BYTES // DTYPE.itemsize)
+
+
+def pairs(rows: int, classes: int, *, grad: bool) -> list[tuple[Tensor, Tensor]]:
+    """Inputs [B, C] that rotate past the caches, the first of each pair with a gradient or not."""
+    size = rows * classes
+    starts = itertools.count(0, size)
+
+    def part() -> Tensor:
+        start = next(starts)
+        return pool()[start : start + size].view(rows, classes)
+
+    return rotated(lambda: (part().requires_grad_(grad), part()), 2 * size * DTYPE.itemsize)
+
+
 def correlation(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
-    data = rotated(lambda: logits(rows, classes, DTYPE), 8 * rows * classes)
+    data = pairs(rows, classes, grad=True)
     contenders = {"ours": training_call(correlation_kd, data)}
-    if (rows, classes) in CLASSES:
+    if (rows, classes) in SIZES["C"]:
         contenders["eager"] = training_call(eager, data)
     return contenders, limits.correlation(rows, classes, DTYPE), partial(drop_gradients, data)
 
 
 def hard(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
-    data = rotated(
-        lambda: (torch.randn(rows, classes), torch.randn(rows, classes)), 8 * rows * classes
-    )
+    data = pairs(rows, classes, grad=False)
     contenders: dict[str, Call] = {"ours": lambda call: spearman(*data[call % len(data)])}
     return contenders, limits.hard_spearman(rows, classes, DTYPE), lambda: None
 
 
 def soft(rows: int, classes: int) -> tuple[dict[str, Call], Work, Drop]:
-    data = rotated(lambda: logits(rows, classes, DTYPE), 8 * rows * classes)
+    data = pairs(rows, classes, grad=True)
 
     def run(call: int) -> None:
         x, weight = data[call % len(data)]
@@ -63,35 +99,34 @@ OPS: dict[str, tuple[str, Callable[[int, int], tuple[dict[str, Call], Work, Drop
 }
 
 
-def cases() -> Iterator[tuple[Case, dict[str, Call], Drop]]:
-    """`variant` says which size grows."""
-    for op, (passes, make) in OPS.items():
-        for axis, shapes in (("B", ROWS), ("C", CLASSES)):
-            for shape in shapes:
-                contenders, work, drop = make(*shape)
-                roles = {"ours": "ours", "eager": "reference"}
-                yield Case(op, shape, "float32", work, roles, passes, axis), contenders, drop
+def measure_row(op: str, axis: str, turns: int, seconds: float) -> list[Row]:
+    """The rows of an op at all sizes of an axis, all of which are timed in turn."""
+    passes, make = OPS[op]
+    shapes = SIZES[axis]
+    made = {shape: make(*shape) for shape in shapes}
+    calls: dict[tuple[tuple[int, int], str], Call] = {}
+    for shape, (contenders, _, _) in made.items():
+        calls[shape, "copy"] = limits.copy_call(shape[0] * shape[1], DTYPE)
+        calls |= {(shape, name): run for name, run in contenders.items()}
+    timings, matrix = time_with_matrix_rate(
+        calls, turns=turns, warm_up=2, seconds=seconds, seconds_per_turn=0.02
+    )
+    rows = []
+    for shape, (contenders, work, drop) in made.items():
+        own = {name: timing for (other, name), timing in timings.items() if other == shape}
+        rate = limits.copy_bytes(shape[0] * shape[1], DTYPE) / own["copy"].fastest
+        case = Case(op, shape, "float32", work, ROLES, passes, axis)
+        peaks = peaks_of(contenders, own, drop) if "eager" in contenders else None
+        rows += rows_of(case, own, Rates(rate, matrix), machine(), peaks=peaks)
+    return rows
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    budget = Budget(options.seconds, len(OPS) * (len(ROWS) + len(CLASSES)))
-    rows: list[dict[str, str]] = []
-    for case, contenders, drop in cases():
-        print(f"{case.op}, {case.shape} ...", file=sys.stderr, flush=True)
-        rows += measure(
-            case,
-            contenders,
-            turns=options.turns,
-            seconds=budget.share(),
-            copied=case.shape[0] * case.shape[1],
-            with_memory="eager" in contenders,
-            prepare=drop,
-            seconds_per_turn=0.02,
-        )
-    write_rows(options.output, rows)
-    show(rows, "how cost grows, medians")
-    print(f"written to {options.output}")
+    jobs = [
+        Job(f"{op} over {axis}", partial(measure_row, op, axis)) for op in OPS for axis in SIZES
+    ]
+    run_jobs(jobs, options, "how cost grows, medians")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ of as many elements, which says what share of the limit the kernel reaches.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 
 import limits
 import torch
-from harness import Budget, Call, Case, measure, parse_options, show, write_rows
+from harness import Call, Case, Job, Row, measure, parse_options, run_jobs
 
 from r2kd_ext.backends import native
 
@@ -25,6 +24,7 @@ VARIANTS = [("cosine", "rows+columns"), ("pearson", "rows+columns"), ("pearson",
 RESULTS = Path(__file__).parent / "results" / "correlation_kernels_cpu.csv"
 
 
+@lru_cache(maxsize=1)  # of the cases that follow each other on the same inputs
 def kernels(rows: int, classes: int, correlation: str, columns: float) -> dict[str, Call]:
     student, teacher = torch.randn(rows, classes), torch.randn(rows, classes)  # [B, C] each
     options = (4.0, correlation == "pearson", 32.0, columns)
@@ -42,45 +42,51 @@ def thread_counts() -> list[int]:
     return sorted({1, torch.get_num_threads()})
 
 
-def cases() -> Iterator[tuple[Case, Call, int]]:
-    """Cases with their kernel and number of threads."""
-    for shape in SHAPES:
-        for correlation, terms in VARIANTS:
-            for passes, run in kernels(*shape, correlation, TERMS[terms]).items():
-                for threads in thread_counts():
-                    work = limits.correlation(
-                        *shape, torch.float32, passes=passes, columns=terms != "rows"
-                    )
-                    case = Case(
-                        "correlation kernel", shape, "float32", work, {"ours": "ours"},
-                        passes, f"{correlation}, {terms}", "resident",
-                    )  # fmt: skip
-                    yield case, run, threads
+def measure_kernel(
+    shape: tuple[int, int],
+    correlation: str,
+    terms: str,
+    passes: str,
+    threads: int,
+    turns: int,
+    seconds: float,
+) -> list[Row]:
+    """The rows of a kernel with a number of threads."""
+    work = limits.correlation(*shape, torch.float32, passes=passes, columns=terms != "rows")
+    case = Case(
+        "correlation kernel", shape, "float32", work, {"ours": "ours"},
+        passes, f"{correlation}, {terms}", "resident",
+    )  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return measure(
+            case,
+            {"ours": kernels(*shape, correlation, TERMS[terms])[passes]},
+            turns=turns,
+            seconds=seconds,
+            copied=shape[0] * shape[1],
+            with_memory=False,
+            seconds_per_turn=0.02,
+        )
+    finally:
+        torch.set_num_threads(before)
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    budget = Budget(options.seconds, len(SHAPES) * len(VARIANTS) * 2 * len(thread_counts()))
-    before = torch.get_num_threads()
-    rows: list[dict[str, str]] = []
-    for case, run, threads in cases():
-        print(f"{case.passes}, {case.shape}, {threads} threads ...", file=sys.stderr, flush=True)
-        torch.set_num_threads(threads)
-        try:
-            rows += measure(
-                case,
-                {"ours": run},
-                turns=options.turns,
-                seconds=budget.share(),
-                copied=case.shape[0] * case.shape[1],
-                with_memory=False,
-                seconds_per_turn=0.02,
-            )
-        finally:
-            torch.set_num_threads(before)
-    write_rows(options.output, rows)
-    show(rows, "kernels of the correlation loss, medians")
-    print(f"written to {options.output}")
+    jobs = [
+        Job(
+            f"{passes}, {shape[0]} x {shape[1]}, {correlation}, {terms}, {threads} threads",
+            partial(measure_kernel, shape, correlation, terms, passes, threads),
+            weight=1 + shape[0] * shape[1] / 2e6,
+        )
+        for shape in SHAPES
+        for correlation, terms in VARIANTS
+        for passes in ("forward", "backward")
+        for threads in thread_counts()
+    ]
+    run_jobs(jobs, options, "kernels of the correlation loss, medians")
 
 
 if __name__ == "__main__":

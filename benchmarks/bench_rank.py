@@ -2,10 +2,12 @@
 
     python benchmarks/bench_rank.py [--turns 15] [--seconds S] [--output FILE.csv]
 
-Three operations in float32, each timed in turn with its own contenders on the same inputs:
+Three operations, each timed in turn with its own contenders on the same inputs, in float32 where
+nothing else is said:
 
 - spearman: `r2kd_ext.spearman` of hard ranks, forward, against the published formula with argsort
-  of argsort in plain PyTorch, and 2 calls of `torch.sort`, one for each input;
+  of argsort in plain PyTorch, `torch.compile` of it, and 2 calls of `torch.sort`, one for each
+  input; one shape in bfloat16, too;
 - soft_rank: `r2kd_ext.soft_rank`, forward + backward, against torchsort's compiled extension where
   it is installed (`pip install torchsort --no-build-isolation`; what it computes is compared
   first), and 3 calls of `torch.sort` on the input. At strength 1 a row of 100 or more normal
@@ -14,14 +16,13 @@ Three operations in float32, each timed in turn with its own contenders on the s
   the same without a rank term, and with hard ranks against the eager formula.
 
 Inputs are standard normal and stay in place. A variant of a rank term is not a variant of the
-correlation benchmark, so the cases of both files differ. 512 x 32000 takes half a minute: the eager
-formula needs seconds a call, and an interval 6 turns.
+correlation benchmark, so the cases of both files differ. 512 x 32000 takes half a minute, and is
+the last: the eager formula needs seconds a call, and an interval 6 turns.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,14 +31,20 @@ from typing import Any
 import limits
 import torch
 from bench_correlation import eager as eager_value
-from harness import Budget, Call, Case, measure, parse_options, show, write_rows
+from harness import Call, Case, Job, Row, measure, parse_options, run_jobs
 from torch import Tensor
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
 
 RESULTS = Path(__file__).parent / "results" / "rank_cpu.csv"
 DTYPE = torch.float32
-SPEARMAN = [(64, 100), (256, 1000), (512, 32000)]
+SPEARMAN = [
+    (64, 100, torch.float32),
+    (256, 1000, torch.float32),
+    (256, 1000, torch.bfloat16),
+    (512, 32000, torch.float32),
+]
+COMPILED = [(64, 100, torch.float32), (256, 1000, torch.float32)]
 SOFT_RANK = [(64, classes, strength) for classes in (100, 1000, 10000)
              for strength in (1.0, 3 / classes)]  # fmt: skip
 LOSS = [(64, 100), (64, 200), (256, 1000)]
@@ -56,16 +63,20 @@ def eager_spearman(x: Tensor, y: Tensor) -> Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
 
 
-def spearman_case(rows: int, classes: int) -> Measured:
-    x, y = torch.randn(rows, classes), torch.randn(rows, classes)  # [B, C] each
+def spearman_case(rows: int, classes: int, dtype: torch.dtype) -> Measured:
+    x, y = (torch.randn(rows, classes).to(dtype) for _ in range(2))  # [B, C] each
     contenders: dict[str, Call] = {
         "ours": lambda _: spearman(x, y),
         "eager": lambda _: eager_spearman(x, y),
         "2 torch.sort": lambda _: (torch.sort(x), torch.sort(y)),
     }
-    roles = {"ours": "ours", "eager": "reference", "2 torch.sort": "unit"}
-    work = limits.hard_spearman(rows, classes, DTYPE)
-    case = Case("spearman", (rows, classes), "float32", work, roles, "forward", "hard", "resident")
+    if (rows, classes, dtype) in COMPILED:
+        compiled = torch.compile(eager_spearman, dynamic=False)
+        contenders["compiled"] = lambda _: compiled(x, y)
+    roles = {"ours": "ours", "eager": "reference", "compiled": "peer", "2 torch.sort": "unit"}
+    name = str(dtype).removeprefix("torch.")
+    work = limits.hard_spearman(rows, classes, dtype)
+    case = Case("spearman", (rows, classes), name, work, roles, "forward", "hard", "resident")
     return case, contenders
 
 
@@ -105,7 +116,7 @@ def soft_rank_case(rows: int, classes: int, strength: float) -> Measured:
     return case, contenders
 
 
-def loss_cases(rows: int, classes: int) -> Iterator[Measured]:
+def loss_case(rows: int, classes: int, rank: str) -> Measured:
     student, teacher = torch.randn(rows, classes, requires_grad=True), torch.randn(rows, classes)
 
     def trained(**options: Any) -> Call:
@@ -115,50 +126,53 @@ def loss_cases(rows: int, classes: int) -> Iterator[Measured]:
         return eager_value(student, teacher) + 2 * (1 - eager_spearman(student, teacher).mean())
 
     strength = 3 / classes
-    plain = trained()
-    hard = {"ours": trained(rank_weight=2.0), "eager": training_call(eager, student)}
-    soft = {"ours": trained(rank_weight=2.0, rank="soft", rank_strength=strength)}
-    roles = {"ours": "ours", "eager": "reference", "ours without ranks": "unit"}
-    for variant, contenders, is_soft in (
-        ("hard ranks", hard, False), (f"soft ranks, strength {strength:g}", soft, True),
-    ):  # fmt: skip
-        work = limits.ranked_correlation(rows, classes, DTYPE, soft=is_soft)
-        case = Case(
-            "correlation", (rows, classes), "float32", work, roles,
-            variant=variant, inputs="resident",
-        )  # fmt: skip
-        yield case, {**contenders, "ours without ranks": plain}
+    if rank == "hard":
+        variant = "hard ranks"
+        contenders = {"ours": trained(rank_weight=2.0), "eager": training_call(eager, student)}
+    else:
+        variant = f"soft ranks, strength {strength:g}"
+        contenders = {"ours": trained(rank_weight=2.0, rank="soft", rank_strength=strength)}
+    case = Case(
+        "correlation",
+        (rows, classes),
+        "float32",
+        limits.ranked_correlation(rows, classes, DTYPE, soft=rank == "soft"),
+        {"ours": "ours", "eager": "reference", "ours without ranks": "unit"},
+        variant=variant,
+        inputs="resident",
+    )
+    return case, {**contenders, "ours without ranks": trained()}
 
 
-def cases() -> Iterator[Measured]:
-    """One after another, so that the inputs of one do not take the caches of the next."""
-    for shape in SPEARMAN:
-        yield spearman_case(*shape)
-    for case in SOFT_RANK:
-        yield soft_rank_case(*case)
-    for shape in LOSS:
-        yield from loss_cases(*shape)
+def measure_case(make: Callable[[], Measured], turns: int, seconds: float) -> list[Row]:
+    case, contenders = make()
+    slow = case.shape[0] * case.shape[1] > 1_000_000  # one eager call takes seconds there
+    return measure(
+        case,
+        contenders,
+        turns=turns,
+        seconds=seconds,
+        copied=case.shape[0] * case.shape[1],
+        warm_up=0 if slow else 2,
+        with_memory=False,
+    )
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    budget = Budget(options.seconds, len(SPEARMAN) + len(SOFT_RANK) + 2 * len(LOSS))
-    rows: list[dict[str, str]] = []
-    for case, contenders in cases():
-        print(f"{case.op}, {case.shape} {case.variant} ...", file=sys.stderr, flush=True)
-        slow = case.shape[0] * case.shape[1] > 1_000_000  # one eager call takes seconds there
-        rows += measure(
-            case,
-            contenders,
-            turns=options.turns,
-            seconds=budget.share(),
-            copied=case.shape[0] * case.shape[1],
-            warm_up=0 if slow else 2,
-            with_memory=False,
-        )
-    write_rows(options.output, rows)
-    show(rows, "ranks, medians; ratios of paired turns")
-    print(f"written to {options.output}")
+    made: dict[str, Callable[[], Measured]] = {
+        **{f"spearman {case}": partial(spearman_case, *case) for case in SPEARMAN[:-1]},
+        **{f"soft_rank {case}": partial(soft_rank_case, *case) for case in SOFT_RANK},
+        **{
+            f"correlation {shape}, {rank} ranks": partial(loss_case, *shape, rank)
+            for shape in LOSS
+            for rank in ("hard", "soft")
+        },
+    }
+    jobs = [Job(name, partial(measure_case, make)) for name, make in made.items()]
+    largest = partial(measure_case, partial(spearman_case, *SPEARMAN[-1]))
+    jobs.append(Job(f"spearman {SPEARMAN[-1]}", largest, weight=len(jobs)))
+    run_jobs(jobs, options, "ranks, medians; ratios of paired turns")
 
 
 if __name__ == "__main__":

@@ -1,211 +1,187 @@
 """Sparse layers on the CPU, against the dense ones of torch and against torch.sparse.
 
-    python benchmarks/bench_sparse.py [--turns 15] [--output FILE.csv]
+    python benchmarks/bench_sparse.py [--turns 15] [--seconds S] [--output FILE.csv]
 
-Linear 256 x 2048 -> 2048, Conv2d 3 x 3 of 128 channels on 64 x 16 x 16 and of 256 channels on
-64 x 8 x 8 in float32, the linear layer in bfloat16 too, a random share of the weights at zero. The
-contenders of a layer are timed in turn: the dense layer, `SparseLinear` or `SparseConv2d` at every
-sparsity, and for the linear layer `torch.nn.functional.linear` with a torch.sparse CSR weight, from
-half on. Then whole models: `sparsify` of a pruned ResNet and a multilayer perceptron, against the
-pruned model. The break-even curves go to docs/sparse.png.
+- csr_linear: 256 x 2048 -> 2048, in float32 and bfloat16;
+- csr_conv2d: 3 x 3 with 128 channels on 64 x 16 x 16, and with 256 channels on 64 x 8 x 8, float32;
+- sparsify: a pruned ResNet and a pruned multilayer perceptron as a whole.
+
+Forward only; a random share of a layer's weights is zero. ours is `SparseLinear`, `SparseConv2d` or
+the model that `sparsify` made; dense is torch's layer, or the pruned model, with the same zeros.
+torch.sparse is a CSR weight of torch: `linear` with it from 70% of zeros on, and for the
+convolution, which torch.sparse has not, the product with the unfolded images, from 90% on. Layers
+and inputs stay in place.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import limits
 import torch
-from harness import Timing, machine, parse_options, time_in_turns, write_rows
-from rich.console import Console
-from rich.table import Table
+from harness import Call, Case, Job, Row, Work, measure, parse_options, run_jobs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from r2kd_ext import SparseConv2d, SparseLinear, models, prune, sparsify
 
 RESULTS = Path(__file__).parent / "results" / "sparse_cpu.csv"
-PLOT = Path(__file__).parents[1] / "docs" / "sparse.png"
-SPARSITIES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-VENDOR_FROM = 0.5
+SPARSITIES = {
+    torch.float32: (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
+    torch.bfloat16: (0.5, 0.9),
+}
+CONVOLUTIONS = {"csr_conv2d 128": (64, 128, 16, 16), "csr_conv2d 256": (64, 256, 8, 8)}
+LINEAR = (256, 2048, 2048)
+VENDOR_LINEAR_FROM, VENDOR_CONV_FROM = 0.7, 0.9
+MEMORY_AT = 0.9  # zeros at which peak memory is measured
 MODEL_SPARSITIES = (0.1, 0.5, 0.9, 0.95)
-Call = Callable[[int], object]
-
-
-def layers() -> dict[str, tuple[nn.Module, Tensor]]:
-    """Each layer of the benchmark with its input."""
-    return {
-        "Linear 256x2048x2048": (nn.Linear(2048, 2048), torch.randn(256, 2048)),
-        "Conv2d 64x128x16x16": (nn.Conv2d(128, 128, 3, padding=1), torch.randn(64, 128, 16, 16)),
-        "Conv2d 64x256x8x8": (nn.Conv2d(256, 256, 3, padding=1), torch.randn(64, 256, 8, 8)),
-    }
+ROLES = {"ours": "ours", "dense": "reference", "torch.sparse": "peer"}
 
 
 def call(function: Callable[..., object], *inputs: object) -> Call:
-    return lambda _: function(*inputs)
+    """A forward call; grad mode belongs to a thread, and memory is measured in another one."""
+    forward = torch.no_grad()(function)
+    return lambda _: forward(*inputs)
 
 
-def zeroed(layer: nn.Module, sparsity: float) -> Any:
-    """A copy of a layer with a random share of its weights at zero."""
-    torch.manual_seed(1)
-    made: Any = prune(layer, 0.0)
+def zeroed(layer: Any, sparsity: float) -> Any:
+    """The layer with a random share of its weights at zero."""
     with torch.no_grad():
-        made.weight.mul_(torch.rand_like(made.weight, dtype=torch.float32) >= sparsity)
-    return made
+        layer.weight.mul_(torch.rand_like(layer.weight, dtype=torch.float32) >= sparsity)
+    return layer
 
 
-def row(
-    op: str, dtype: str, sparsity: float, ours: Timing, dense: Timing, vendor: Timing | None
-) -> dict[str, object]:
-    return {
-        "op": op,
-        "dtype": dtype,
-        "sparsity": sparsity,
-        "sparse_ms": f"{ours.median * 1e3:.3f}",
-        "sparse_p20_ms": f"{ours.p20 * 1e3:.3f}",
-        "sparse_p80_ms": f"{ours.p80 * 1e3:.3f}",
-        "dense_ms": f"{dense.median * 1e3:.3f}",
-        "vendor_ms": "" if vendor is None else f"{vendor.median * 1e3:.3f}",
-        "times_dense": f"{ours.times_faster_than(dense):.2f}",
-        "times_vendor": "" if vendor is None else f"{ours.times_faster_than(vendor):.2f}",
+def zeros(sparsity: float) -> str:
+    return f"{100 * sparsity:g}% zeros"
+
+
+def linear_case(dtype: torch.dtype, sparsity: float) -> tuple[Case, dict[str, Call], int]:
+    rows, inputs, outputs = LINEAR
+    layer = zeroed(nn.Linear(inputs, outputs), sparsity).to(dtype)
+    x = torch.randn(rows, inputs).to(dtype)
+    contenders = {
+        "ours": call(SparseLinear.from_dense(layer), x),
+        "dense": call(layer, x),
     }
+    if sparsity >= VENDOR_LINEAR_FROM and dtype == torch.float32:
+        weight = layer.weight.detach().to_sparse_csr()
+        contenders["torch.sparse"] = call(F.linear, x, weight, layer.bias)
+    work = limits.csr_linear(rows, inputs, outputs, int(layer.weight.count_nonzero()), dtype)
+    name = str(dtype).removeprefix("torch.")
+    case = Case("csr_linear", LINEAR, name, work, ROLES, "forward", zeros(sparsity), "resident")
+    return case, contenders, x.numel()
 
 
-def layer_rows(name: str, dtype: torch.dtype, turns: int) -> list[dict[str, object]]:
-    torch.manual_seed(0)
-    layer, x = layers()[name]
-    layer, x = layer.to(dtype), x.to(dtype)
-    contenders = {"dense": call(layer, x)}
-    for sparsity in SPARSITIES:
-        masked = zeroed(layer, sparsity)
-        kind: Any = SparseLinear if isinstance(layer, nn.Linear) else SparseConv2d
-        contenders[f"ours {sparsity}"] = call(kind.from_dense(masked), x)
-        if kind is SparseLinear and sparsity >= VENDOR_FROM and dtype == torch.float32:
-            weight = masked.weight.detach().to_sparse_csr()
-            bias = masked.bias
-            contenders[f"vendor {sparsity}"] = call(F.linear, x, weight, bias)
-    timings = time_in_turns(contenders, turns=turns, warm_up=1, seconds_per_turn=0.02)
-    return [
-        row(
-            name, str(dtype).removeprefix("torch."), sparsity,
-            timings[f"ours {sparsity}"], timings["dense"], timings.get(f"vendor {sparsity}"),
-        )
-        for sparsity in SPARSITIES
-    ]  # fmt: skip
+def unfolded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3 x 3 convolution with padding 1 as a product with a CSR weight [O, 9 C]."""
+    columns = F.unfold(x, 3, padding=1)  # [N, 9 C, H W]
+    y = torch.sparse.mm(weight, columns.transpose(0, 1).flatten(1))  # [O, N H W]
+    y = y.view(len(weight), len(x), *x.shape[2:]).transpose(0, 1)
+    return y + bias[:, None, None]
 
 
-def networks() -> dict[str, tuple[nn.Module, Tensor]]:
-    """Whole models with their inputs."""
-    perceptron = nn.Sequential(
-        nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 100)
+def conv_case(
+    shape: tuple[int, int, int, int], sparsity: float
+) -> tuple[Case, dict[str, Call], int]:
+    channels = shape[1]
+    layer, x = zeroed(nn.Conv2d(channels, channels, 3, padding=1), sparsity), torch.randn(shape)
+    contenders = {
+        "ours": call(SparseConv2d.from_dense(layer), x),
+        "dense": call(layer, x),
+    }
+    if sparsity >= VENDOR_CONV_FROM:
+        weight = layer.weight.detach().flatten(1).to_sparse_csr()
+        with torch.no_grad():
+            torch.testing.assert_close(
+                unfolded(x, weight, layer.bias), layer(x), rtol=1e-3, atol=1e-3
+            )
+        contenders["torch.sparse"] = call(unfolded, x, weight, layer.bias)
+    work = limits.csr_conv2d(
+        shape[0], shape[1:], shape[1:], int(layer.weight.count_nonzero()), torch.float32
     )
+    case = Case("csr_conv2d", shape, "float32", work, ROLES, "forward", zeros(sparsity), "resident")
+    return case, contenders, x.numel()
+
+
+def networks() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
+    """Whole models with their inputs."""
+
+    def perceptron() -> tuple[nn.Module, Tensor]:
+        model = nn.Sequential(
+            nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 100)
+        )
+        return model, torch.randn(256, 1024)
+
     return {
-        "resnet8x4 64x3x32x32": (models.create("resnet8x4", 100), torch.randn(64, 3, 32, 32)),
-        "perceptron 256x1024": (perceptron, torch.randn(256, 1024)),
+        "resnet8x4": lambda: (models.create("resnet8x4", 100), torch.randn(16, 3, 32, 32)),
+        "perceptron": perceptron,
     }
 
 
-def model_rows(name: str, turns: int) -> list[dict[str, object]]:
-    torch.manual_seed(0)
-    model, x = networks()[name]
-    rows = []
-    for sparsity in MODEL_SPARSITIES:
-        dense = prune(model, sparsity).eval()
+def model_case(name: str, sparsity: float) -> tuple[Case, dict[str, Call], int]:
+    model, x = networks()[name]()
+    dense = prune(model, sparsity).eval()
+    with torch.no_grad():
         sparse = sparsify(dense, x)
-        timings = time_in_turns(
-            {"dense": call(dense, x), "ours": call(sparse, x)},
-            turns=turns, warm_up=1, seconds_per_turn=0.02,
-        )  # fmt: skip
-        chosen = sum(layer.choice != "dense" for layer in sparse.report.layers)  # type: ignore
-        op = f"sparsify {name} ({chosen} layers sparse)"
-        rows.append(row(op, "float32", sparsity, timings["ours"], timings["dense"], None))
-    return rows
+        with FlopCounterMode(display=False) as counter:
+            y = dense(x)
+    kept = sum(int(weight.count_nonzero()) for weight in dense.parameters())
+    moved = 4 * (x.numel() + y.numel()) + (4 + limits.INDEX_BYTES) * kept
+    # All layers are pruned alike, so what is left of the products is what is left of the weights.
+    work = Work(moved, math.floor(counter.get_total_flops() * (1 - sparsity)))
+    case = Case(
+        "sparsify", tuple(x.shape), "float32", work, ROLES, "forward",
+        f"{name}, {zeros(sparsity)}", "resident",
+    )  # fmt: skip
+    return case, {"ours": call(sparse, x), "dense": call(dense, x)}, x.numel()
 
 
-def plot(rows: list[dict[str, object]], path: Path) -> None:
-    """How many times faster than dense each layer is, by sparsity."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for op in dict.fromkeys(str(r["op"]) for r in rows):
-        if op.startswith("sparsify"):
-            continue
-        for dtype, line in (("float32", "-"), ("bfloat16", ":")):
-            mine = [r for r in rows if r["op"] == op and r["dtype"] == dtype]
-            if not mine:
-                continue
-            axes.plot(
-                [float(str(r["sparsity"])) for r in mine],
-                [float(str(r["times_dense"])) for r in mine],
-                line, marker="o", markersize=3, label=f"{op}, {dtype}",
-            )  # fmt: skip
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("share of the weights that is zero")
-    axes.set_ylabel("times faster than dense (csr)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    axes.set_title(f"{rows[0]['device']}, {rows[0]['threads']} threads", fontsize=8)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+def measure_case(
+    make: Callable[[], tuple[Case, dict[str, Call], int]], turns: int, seconds: float
+) -> list[Row]:
+    torch.manual_seed(0)
+    case, contenders, copied = make()
+    return measure(
+        case,
+        contenders,
+        turns=turns,
+        seconds=seconds,
+        copied=copied,
+        warm_up=1,
+        with_memory=zeros(MEMORY_AT) in case.variant,
+        seconds_per_turn=0.02,
+    )
 
 
-def table(path: Path) -> str:
-    """The table of docs/sparse.md, from a result file."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    lines = [
-        "| operation | dtype | zero | ours, ms | dense, ms | times dense | times torch.sparse |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for r in rows:
-        cells = (
-            r["op"], r["dtype"], r["sparsity"], r["sparse_ms"], r["dense_ms"],
-            r["times_dense"], r["times_vendor"] or "-",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    table = Table(title="medians; ratios are medians of paired turns")
-    for column in (
-        "operation", "dtype", "sparsity", "ours, ms", "dense, ms", "torch.sparse, ms",
-        "faster than dense", "than torch.sparse",
-    ):  # fmt: skip
-        table.add_column(column, justify="right")
-    for r in rows:
-        table.add_row(
-            *(str(r[key]) for key in ("op", "dtype", "sparsity", "sparse_ms", "dense_ms")),
-            *(str(r[key]) or "-" for key in ("vendor_ms", "times_dense", "times_vendor")),
-        )
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
-
-
-@torch.no_grad()
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-    measurements: dict[str, Callable[[], list[dict[str, object]]]] = {
-        **{name: partial(layer_rows, name, torch.float32, options.turns) for name in layers()},
-        "bfloat16": partial(layer_rows, next(iter(layers())), torch.bfloat16, options.turns),
-        **{name: partial(model_rows, name, options.turns) for name in networks()},
+    float32 = SPARSITIES[torch.float32]
+    made = {
+        **{
+            f"csr_linear, {dtype}, {share}": partial(linear_case, dtype, share)
+            for dtype, shares in SPARSITIES.items()
+            for share in shares
+        },
+        **{
+            f"{name}, {share}": partial(conv_case, shape, share)
+            for name, shape in CONVOLUTIONS.items()
+            for share in float32
+        },
+        **{
+            f"sparsify {name}, {share}": partial(model_case, name, share)
+            for name in networks()
+            for share in MODEL_SPARSITIES
+        },
     }
-    facts = machine()
-    rows: list[dict[str, object]] = []
-    for name, measure in measurements.items():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += [r | facts for r in measure()]
-        write_rows(options.output, rows)  # what is measured is kept if the rest is interrupted
-    plot(rows, options.output.with_suffix(".png") if options.output != RESULTS else PLOT)
-    show(rows)
-    print(f"written to {options.output}")
+    jobs = [Job(name, partial(measure_case, make)) for name, make in made.items()]
+    run_jobs(jobs, options, "sparse layers, forward, medians; ratios of paired turns")
 
 
 if __name__ == "__main__":

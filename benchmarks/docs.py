@@ -11,17 +11,19 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import growth
 import plots
+import run
 
 from r2kd_ext.bench import results
 from r2kd_ext.train.files import write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = [f"{name}_cpu.csv" for name in ("correlation", "correlation_kernels", "rank", "growth")]
+FILES = [group.results for group in run.GROUPS.values()]
 PAGE = ROOT / "docs" / "benchmarks.md"
 Row = dict[str, str]
 
@@ -36,16 +38,30 @@ def microseconds(row: Row | None) -> str:
     return "-" if row is None else f"{float(row['us']):,.0f}"
 
 
+def milliseconds(row: Row | None, digits: int = 1) -> str:
+    return "-" if row is None else f"{float(row['us']) / 1e3:,.{digits}f}"
+
+
+def memory(row: Row | None) -> str:
+    return "-" if row is None or not row["peak_mib"] else f"{float(row['peak_mib']):,.0f}"
+
+
 def times(row: Row | None) -> str:
     """How many times faster ours is than this contender."""
-    return "-" if row is None else f"{float(row['times_ours']):.1f}"
+    return "-" if row is None else _factor(row["times_ours"])
 
 
 def times_with_interval(row: Row | None) -> str:
     if row is None:
         return "-"
-    low, high = float(row["times_ours_low"]), float(row["times_ours_high"])
-    return f"{times(row)} ({low:.1f} to {high:.1f})"
+    low, high = _factor(row["times_ours_low"]), _factor(row["times_ours_high"])
+    interval = "no interval" if high == "inf" else f"{low} to {high}"
+    return f"{times(row)} ({interval})"
+
+
+def _factor(text: str) -> str:
+    """Two digits after the point where one would hide that the factor is not 1."""
+    return f"{float(text):.1f}" if float(text) >= 3 else f"{float(text):.2f}"
 
 
 def by_case(rows: Sequence[Row]) -> list[dict[str, Row]]:
@@ -84,13 +100,16 @@ def readme_table(folder: Path = RESULTS) -> str:
 def spearman_table(folder: Path = RESULTS) -> str:
     cells = [
         [
-            case["ours"]["shape"], microseconds(case["ours"]), microseconds(case["eager"]),
+            case["ours"]["shape"], case["ours"]["dtype"], microseconds(case["ours"]),
+            microseconds(case["eager"]), microseconds(case.get("compiled")),
             times(case["eager"]), times(case["2 torch.sort"]),
         ]
         for case in by_case(results.load(folder / "rank_cpu.csv"))
         if case["ours"]["op"] == "spearman"
     ]  # fmt: skip
-    return table(("hard `spearman`", "ours", "eager", "times eager", "times 2 `torch.sort`"), cells)
+    heads = ("hard `spearman`", "dtype", "ours", "eager", "compiled", "times eager",
+             "times 2 `torch.sort`")  # fmt: skip
+    return table(heads, cells, 2)
 
 
 def soft_rank_table(folder: Path = RESULTS) -> str:
@@ -171,6 +190,8 @@ def growth_table(folder: Path = RESULTS) -> str:
         chosen = [row for row in rows if (row["op"], row["variant"]) == (op, axis)]
         shapes = [tuple(map(int, row["shape"].split(" x "))) for row in chosen]
         sizes = [shape["BC".index(axis)] for shape in shapes]
+        if len(sizes) < growth.LEAST_SIZES:
+            continue  # the time of the run did not last for more
         found = growth.fit(sizes, [float(row["us"]) for row in chosen])
         fixed = f"C = {shapes[0][1]}" if axis == "B" else f"B = {shapes[0][0]}"
         above = "yes" if found.jump > growth.JUMP else ""
@@ -182,6 +203,77 @@ def growth_table(folder: Path = RESULTS) -> str:
         )  # fmt: skip
     heads = ("op", "size", "constant us", "exponent", "largest jump", f"above {growth.JUMP}")
     return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
+
+
+def sparse_table(folder: Path = RESULTS) -> str:
+    rows = results.load(folder / "sparse_cpu.csv")
+    cells = []
+    for case in by_case(rows):
+        ours, vendor = case["ours"], case.get("torch.sparse")
+        network, _, zeros = ours["variant"].rpartition(", ")
+        cells.append(
+            [
+                ours["op"], ours["shape"] + (f" ({network})" if network else ""), ours["dtype"],
+                zeros.removesuffix(" zeros"), milliseconds(ours, 2),
+                milliseconds(case["dense"], 2), milliseconds(vendor, 2),
+                times_with_interval(case["dense"]), times_with_interval(vendor),
+            ]
+        )  # fmt: skip
+    heads = (
+        "op", "input, and outputs of a linear layer", "dtype", "zeros", "ours, ms", "dense, ms",
+        "torch.sparse, ms", "times dense", "times torch.sparse",
+    )  # fmt: skip
+    return f"{machine(rows)}.\n\n{table(heads, cells, 3)}"
+
+
+def fused_linear_table(folder: Path = RESULTS) -> str:
+    rows = results.load(folder / "fused_linear_cpu.csv")
+    cells = [
+        [
+            case["ours"]["shape"], case["ours"]["dtype"],
+            *(milliseconds(case.get(name), 0) for name in _LOSSES),
+            times_with_interval(case["eager"]),
+            *(memory(case.get(name)) for name in _LOSSES),
+        ]
+        for case in by_case(rows)
+    ]  # fmt: skip
+    heads = (
+        "N x V x H", "dtype", *(f"{name}, ms" for name in _LOSSES), "times eager",
+        *(f"{name}, MiB" for name in _LOSSES),
+    )  # fmt: skip
+    return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
+
+
+def ensemble_table(folder: Path = RESULTS) -> str:
+    rows = results.load(folder / "ensemble_cpu.csv")
+    cells = [
+        [
+            case["ours"]["variant"], case["ours"]["shape"],
+            milliseconds(case["ours"], 0), milliseconds(case["four passes"], 0),
+            times_with_interval(case["four passes"]),
+        ]
+        for case in by_case(rows)
+    ]  # fmt: skip
+    heads = ("teacher", "images of both batches", "ours, ms", "four passes, ms", "times")
+    return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
+
+
+def steps_table(name: str, folder: Path = RESULTS) -> str:
+    """Whole steps, and parts of steps."""
+    rows = results.load(folder / name)
+    cells = [
+        [
+            case["ours"]["variant"], case["ours"]["op"].removeprefix("step: "),
+            case["ours"]["shape"], milliseconds(case["ours"]), milliseconds(case.get("published")),
+            times_with_interval(case.get("published")),
+        ]
+        for case in by_case(rows)
+    ]  # fmt: skip
+    heads = ("teacher to student", "part", "images", "ours, ms", "published, ms", "times")
+    return f"{machine(rows)}.\n\n{table(heads, cells, 3)}"
+
+
+_LOSSES = ("ours", "eager", "compiled")
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -201,10 +293,18 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
         "soft_rank": soft_rank_table,
         "ranked loss": ranked_loss_table,
     },
+    "docs/sparse.md": {"sparse": sparse_table},
+    "docs/fused_linear.md": {"fused_linear": fused_linear_table},
+    "docs/teacher.md": {"ensemble": ensemble_table},
+    "docs/engine.md": {"step": partial(steps_table, "step_cpu.csv")},
     "docs/benchmarks.md": {
-        "correlation": lambda folder: all_contenders("correlation_cpu.csv", folder),
-        "kernels": lambda folder: all_contenders("correlation_kernels_cpu.csv", folder),
-        "rank": lambda folder: all_contenders("rank_cpu.csv", folder),
+        "correlation": partial(all_contenders, "correlation_cpu.csv"),
+        "kernels": partial(all_contenders, "correlation_kernels_cpu.csv"),
+        "rank": partial(all_contenders, "rank_cpu.csv"),
+        "fused_linear": partial(all_contenders, "fused_linear_cpu.csv"),
+        "ensemble": partial(all_contenders, "ensemble_cpu.csv"),
+        "step": partial(all_contenders, "step_cpu.csv"),
+        "zoo": partial(steps_table, "zoo_cpu.csv"),
         "growth": growth_table,
     },
 }

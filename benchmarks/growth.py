@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+LEAST_SIZES = 4  # a fit has three numbers
 JUMP = 1.5  # a step may take this many times what the fit says
 _EXPONENTS = np.arange(0.2, 2.501, 0.01)
 
@@ -27,8 +28,8 @@ class Growth(NamedTuple):
 def fit(sizes: Sequence[int], times: Sequence[float]) -> Growth:
     """Least squares of the relative errors, a >= 0 and b >= 0, k from 0.2 to 2.5."""
     n, t = np.asarray(sizes, float), np.asarray(times, float)
-    if len(n) < 4:
-        raise ValueError(f"sizes must be at least 4, got {len(n)}")
+    if len(n) < LEAST_SIZES:
+        raise ValueError(f"sizes must be at least {LEAST_SIZES}, got {len(n)}")
     fits = [(_fit_of(n, t, exponent), exponent) for exponent in _EXPONENTS]
     (_, constant, fitted), exponent = min(fits, key=lambda pair: pair[0][0])
     steps = (t[1:] / t[:-1]) / (fitted[1:] / fitted[:-1])

@@ -7,19 +7,20 @@ uses them too.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from r2kd_ext.bench.limits import copy_bytes, copy_call, matrix_rate
-from r2kd_ext.bench.machine import machine
-from r2kd_ext.bench.results import Case, Rates, Work, rows_of
+from r2kd_ext.bench.machine import OtherWork, machine
+from r2kd_ext.bench.results import Case, Rates, Work, at_matrix_rates, rows_of
 from r2kd_ext.bench.results import save as write_rows
 from r2kd_ext.bench.timing import (
     LEAST_TURNS,
@@ -31,12 +32,18 @@ from r2kd_ext.bench.timing import (
 )
 
 __all__ = [
-    "LEAST_TURNS", "ROTATED_BYTES", "Budget", "Call", "Case", "Timing", "Work", "host_times",
-    "machine", "measure", "parse_options", "peak_memory", "rotated", "show", "time_in_turns",
-    "write_rows",
+    "LEAST_TURNS", "ROTATED_BYTES", "Budget", "Call", "Case", "Job", "Row", "Timing", "Work",
+    "host_times", "machine", "measure", "parse_options", "peak_memory", "peaks_of",
+    "record_matrix_rate", "rotated", "run_jobs", "show", "time_in_turns", "time_with_matrix_rate",
+    "time_with_rates", "write_rows",
 ]  # fmt: skip
 
 Call = Callable[[int], object]
+Row = dict[str, str]
+Name = TypeVar("Name", bound=Hashable)
+DISTURBED = 0.1  # of a processor that other processes take
+SAMPLED_EVERY = 1.0  # seconds, the matrix rate
+SLOW = 0.5  # seconds of a call whose peak memory is taken once
 
 
 def parse_options(doc: str, results: Path) -> argparse.Namespace:
@@ -64,22 +71,144 @@ def parse_options(doc: str, results: Path) -> argparse.Namespace:
 
 
 class Budget:
-    """Seconds that the measurements still to come share alike."""
+    """Seconds that the measurements still to come share by their weights."""
 
-    def __init__(self, seconds: float, parts: int) -> None:
+    def __init__(self, seconds: float, weight: float) -> None:
         self._end = time.monotonic() + seconds
-        self._parts = parts
+        self._weight = weight
 
-    def share(self) -> float:
+    def left(self) -> float:
+        """The seconds of all that is to come."""
+        return max(self._end - time.monotonic(), 0.0)
+
+    def share(self, weight: float) -> float:
         """The seconds of the next part."""
-        left = max(self._end - time.monotonic(), 0.0) / max(self._parts, 1)
-        self._parts -= 1
-        return left
+        share = self.left() * weight / self._weight
+        self._weight -= weight
+        return share
 
 
-@cache
-def _matrix_rate(threads: int) -> float:
-    return matrix_rate()
+class Job(NamedTuple):
+    """A part of a benchmark: its name, what measures it in a number of turns and seconds, and how
+    much of the time it needs beside the others."""
+
+    name: str
+    measure: Callable[[int, float], list[Row]]
+    weight: float = 1.0
+
+
+def run_jobs(
+    jobs: Sequence[Job], options: argparse.Namespace, title: str, *, write_each: bool = False
+) -> None:
+    """Measure one job after the other, write the rows of all, and show them.
+
+    The seconds of the command line are shared by the jobs' weights. A job may take more than its
+    share, since it takes at least 6 turns; jobs that are still to come when all seconds are spent
+    are left out, and named. With `write_each` the file is written after each job: what there is,
+    should the process be stopped. Jobs beside which other processes were busy are named, too.
+    """
+    budget = Budget(options.seconds, sum(job.weight for job in jobs))
+    rows: list[Row] = []
+    left_out, disturbed = [], []
+    for job in jobs:
+        if rows and not budget.left():
+            left_out.append(job.name)
+            continue
+        print(f"{job.name} ...", file=sys.stderr, flush=True)
+        others = OtherWork()
+        rows += job.measure(options.turns, budget.share(job.weight))
+        share = others.share()
+        if share > DISTURBED:
+            disturbed.append(f"{job.name} ({share:.0%} of a processor)")
+        if write_each:
+            write_rows(options.output, at_matrix_rates(rows, _matrix_rates))
+    rows = at_matrix_rates(rows, _matrix_rates)
+    write_rows(options.output, rows)
+    show(rows, title)
+    for name in left_out:
+        print(f"left out, since the time was spent: {name}")
+    for name in disturbed:
+        print(f"other processes were busy beside {name}")
+    print(f"written to {options.output}")
+
+
+_matrix_rates: dict[tuple[str, str], float] = {}  # the best so far, by threads and dtype
+_sampled: dict[str, float] = {}  # when it was sampled last
+
+
+def record_matrix_rate(threads: str, rate: float, dtype: str = "float32") -> float:
+    """Note a rate that was measured with a number of threads; the best so far of as many."""
+    key = (threads, dtype)
+    _matrix_rates[key] = max(rate, _matrix_rates.get(key, 0.0))
+    return _matrix_rates[key]
+
+
+def _sample_matrix_rate() -> float:
+    """The best matrix rate so far, after a few products more.
+
+    Other work on the machine only makes a product slower, so a run samples it around its cases.
+    """
+    threads = str(torch.get_num_threads())
+    if time.monotonic() - _sampled.get(threads, -math.inf) < SAMPLED_EVERY:
+        return _matrix_rates[threads, "float32"]
+    rate = record_matrix_rate(threads, matrix_rate(turns=3))
+    _sampled[threads] = time.monotonic()
+    return rate
+
+
+def time_with_matrix_rate(
+    contenders: Mapping[Name, Call],
+    *,
+    turns: int,
+    seconds: float,
+    warm_up: int,
+    seconds_per_turn: float,
+) -> tuple[dict[Name, Timing], float]:
+    """The contenders in turn, and the best matrix rate so far."""
+    _sample_matrix_rate()
+    timings = time_in_turns(
+        contenders,
+        turns=turns,
+        warm_up=warm_up,
+        seconds_per_turn=seconds_per_turn,
+        seconds=seconds,
+    )
+    return timings, _sample_matrix_rate()
+
+
+def time_with_rates(
+    contenders: Mapping[str, Call],
+    *,
+    turns: int,
+    seconds: float,
+    copied: int,
+    dtype: torch.dtype = torch.float32,
+    warm_up: int = 2,
+    seconds_per_turn: float = 0.05,
+    resident: bool = False,
+) -> tuple[dict[str, Timing], Rates]:
+    """The contenders in turn with a copy of `copied` elements, and the rates of that while."""
+    copy = copy_call(copied, dtype, resident=resident)
+    timings, matrix = time_with_matrix_rate(
+        {**contenders, "copy": copy},
+        turns=turns,
+        seconds=seconds,
+        warm_up=warm_up,
+        seconds_per_turn=seconds_per_turn,
+    )
+    return timings, Rates(copy_bytes(copied, dtype) / timings["copy"].fastest, matrix)
+
+
+def peaks_of(
+    contenders: Mapping[str, Call],
+    timings: Mapping[str, Timing],
+    prepare: Callable[[], object] = lambda: None,
+) -> dict[str, int | None]:
+    """Bytes of each contender's peak memory; `prepare` is that of `peak_memory`."""
+    return {
+        name: peak_memory(run, 3 if timings[name].median < SLOW else 1, prepare)
+        for name, run in contenders.items()
+    }
 
 
 def measure(
@@ -95,21 +224,22 @@ def measure(
     with_memory: bool = True,
     prepare: Callable[[], object] = lambda: None,
     seconds_per_turn: float = 0.05,
-) -> list[dict[str, str]]:
+) -> list[Row]:
     """The rows of a case on the CPU: its contenders in turn with a copy of `copied` elements.
 
     `host` is the calls' own time in seconds (`host_times`); `prepare` is that of `peak_memory`.
     """
-    copy = copy_call(copied, dtype, resident=case.inputs == "resident")
-    timings = time_in_turns(
-        {**contenders, "copy": copy},
-        turns=turns, warm_up=warm_up, seconds_per_turn=seconds_per_turn, seconds=seconds,
-    )  # fmt: skip
-    rate = copy_bytes(copied, dtype) / timings["copy"].median
-    rates = Rates(rate, _matrix_rate(torch.get_num_threads()))
-    peaks = None
-    if with_memory:
-        peaks = {name: peak_memory(run, prepare=prepare) for name, run in contenders.items()}
+    timings, rates = time_with_rates(
+        contenders,
+        turns=turns,
+        seconds=seconds,
+        copied=copied,
+        dtype=dtype,
+        warm_up=warm_up,
+        seconds_per_turn=seconds_per_turn,
+        resident=case.inputs == "resident",
+    )
+    peaks = peaks_of(contenders, timings, prepare) if with_memory else None
     case = case._replace(contenders={"copy": "unit", **case.contenders})
     return rows_of(case, timings, rates, machine(), host, peaks)
 

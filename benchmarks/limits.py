@@ -1,6 +1,8 @@
 """`r2kd_ext.bench.limits` under the name by which the benchmarks import it."""
 
 from r2kd_ext.bench.limits import (
+    INDEX_BYTES,
+    Network,
     copy_bytes,
     copy_call,
     correlation,
@@ -14,10 +16,15 @@ from r2kd_ext.bench.limits import (
     matrix_rate,
     ranked_correlation,
     soft_rank,
+    step,
     three_streams,
 )
+from r2kd_ext.bench.results import Work
 
 __all__ = [
+    "INDEX_BYTES",
+    "Network",
+    "Work",
     "copy_bytes",
     "copy_call",
     "correlation",
@@ -31,5 +38,6 @@ __all__ = [
     "matrix_rate",
     "ranked_correlation",
     "soft_rank",
+    "step",
     "three_streams",
 ]

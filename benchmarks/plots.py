@@ -74,8 +74,73 @@ def memory(rows: list[Row], axes: Axes) -> None:
     axes.legend()
 
 
+def memory_over_vocabulary(rows: list[Row], axes: Axes) -> None:
+    """Peak memory of the loss from hidden states over V, and the gradients' own size."""
+    chosen = [row for row in rows if row["dtype"] == "float32" and row["peak_mib"]]
+    for contender in ("ours", "eager"):
+        points = sorted((r for r in chosen if r["contender"] == contender), key=_sizes)
+        axes.plot(
+            [_sizes(row)[1] for row in points],
+            [float(row["peak_mib"]) for row in points],
+            marker="o",
+            label=contender,
+        )
+    ours = sorted(_sizes(row) for row in chosen if row["contender"] == "ours")
+    gradients = [(n + v) * h * 4 / 2**20 for n, v, h in ours]
+    axes.plot([v for _, v, _ in ours], gradients, "k:", label="the gradients alone")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel(f"V, with {ours[0][0]} rows and H = {ours[0][2]}, float32")
+    axes.set_ylabel("MiB above the start")
+    axes.legend()
+
+
+def break_even(rows: list[Row], axes: Axes) -> None:
+    """How many times faster than dense the float32 layers are, over the share of zeros."""
+    layers = [row for row in rows if row["op"] != "sparsify" and row["dtype"] == "float32"]
+    chosen = [row for row in layers if row["contender"] == "dense"]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in chosen:
+        zeros = float(row["variant"].removesuffix("% zeros"))
+        name = f"{row['op']} {row['shape']}"
+        lines.setdefault(name, []).append((zeros, float(row["times_ours"])))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("percent of the weights that are zero")
+    axes.set_ylabel("times faster than dense")
+    axes.legend(fontsize=7)
+
+
+def step_parts(rows: list[Row], axes: Axes) -> None:
+    """The medians of the parts of a training step, stacked."""
+    parts = [row for row in rows if row["op"].startswith("step: ") and row["role"] != "unit"]
+    contenders = list(dict.fromkeys(row["contender"] for row in parts))
+    left = dict.fromkeys(contenders, 0.0)
+    for op in dict.fromkeys(row["op"] for row in parts):
+        widths = {r["contender"]: float(r["us"]) / 1e3 for r in parts if r["op"] == op}
+        names = [name for name in contenders if name in widths]
+        axes.barh(
+            names,
+            [widths[name] for name in names],
+            left=[left[name] for name in names],
+            label=op.removeprefix("step: "),
+        )
+        for name in names:
+            left[name] += widths[name]
+    axes.invert_yaxis()
+    axes.set_xlabel(f"ms, {parts[0]['variant']}, {parts[0]['shape']}")
+    axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _sizes(row: Row) -> list[int]:
+    return [int(size) for size in row["shape"].split(" x ")]
+
+
 def _classes(row: Row) -> int:
-    return int(row["shape"].rpartition(" ")[2])
+    return _sizes(row)[-1]
 
 
 _OTHERS = ("reference", "peer")
@@ -83,6 +148,9 @@ PLOTS = {
     "speedup": ("correlation_cpu.csv", speedup),
     "limit": ("growth_cpu.csv", limit),
     "memory": ("growth_cpu.csv", memory),
+    "memory_over_vocabulary": ("fused_linear_cpu.csv", memory_over_vocabulary),
+    "break_even": ("sparse_cpu.csv", break_even),
+    "step_parts": ("step_cpu.csv", step_parts),
 }
 
 

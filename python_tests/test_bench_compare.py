@@ -198,3 +198,14 @@ def test_a_missing_rich_is_named_with_the_remedy(
     assert main(["bench"]) == 1
     remedy = "r2kd: error: bench needs the package rich: pip install 'r2kd_ext[bench]'\n"
     assert capsys.readouterr().err == remedy
+
+
+def test_what_two_runs_of_one_build_say() -> None:
+    """The figures of docs/benchmarks.md."""
+    folder = Path(__file__).parent.parent / "benchmarks" / "results"
+    again, before = (results.load(folder / f"growth_{name}.csv") for name in ("again", "before"))
+    changes = compare(again, before).changes
+    called = [change for change in changes if change.verdict != "no change shown"]
+    assert len(changes) == 54
+    assert [change.verdict for change in called] == ["faster"]
+    assert called[0].ratio.estimate == pytest.approx(1 / 1.09, abs=0.01)

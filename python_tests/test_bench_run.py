@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -48,20 +49,40 @@ def test_groups(
 ) -> None:
     with pytest.raises(SystemExit, match="benchmarks failed: fails, hangs"):
         start(run, monkeypatch, "--seconds", "10", "--turns", "7", "--folder", str(tmp_path))
-    assert (tmp_path / "works.csv").read_text() == "5 7"  # 3 of 10, but 5 at the least
-    assert (tmp_path / "last.csv").read_text() == "5 7"
+    assert (tmp_path / "works.csv").read_text() == "3 7"  # 3 parts of 10
+    # The 10 seconds less what the others took, of which one was stopped after twice its part.
+    seconds, turns = (tmp_path / "last.csv").read_text().split()
+    assert turns == "7"
+    assert 4 <= int(seconds) <= 7
     out = capsys.readouterr().out
     assert "fails: ended with 3" in out
-    assert "hangs: took more than 2 s" in out
+    assert "hangs: took more than 3 s" in out
 
 
 def test_some_groups(run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    start(run, monkeypatch, "--only", "last", "--seconds", "100", "--folder", str(tmp_path))
+    """They share the whole time."""
+    start(run, monkeypatch, "--only", "last", "works", "--seconds", "80", "--folder", str(tmp_path))
     assert (tmp_path / "last.csv").read_text() == "50 15"
-    assert not (tmp_path / "works.csv").exists()
+    assert (tmp_path / "works.csv").read_text() == "80 15"  # what the first one left
     with pytest.raises(SystemExit) as stop:
         start(run, monkeypatch, "--only", "nothing")
     assert stop.value.code == 2
+
+
+def test_the_time_of_all_is_below_ten_minutes(run: ModuleType) -> None:
+    """However slow a group is: the last one is stopped where all of it must end."""
+    real = importlib.reload(run)
+    assert real.SECONDS * real.OVERRUN < 600
+    assert sum(group.part for group in real.GROUPS.values()) == real.SECONDS
+
+
+def test_a_slow_group_is_stopped_where_all_must_end(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(SystemExit, match="failed: hangs"):
+        start(run, monkeypatch, "--only", "hangs", "--seconds", "2", "--folder", str(tmp_path))
+    assert time.monotonic() - begin < 2 * run.OVERRUN + 1
 
 
 def test_the_scripts_of_all_groups_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

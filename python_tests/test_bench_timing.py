@@ -37,6 +37,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def clock_without_noise(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(0.0, 0.0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
 def test_a_planted_slowdown_is_found_through_drift(clock: Clock) -> None:
     timings = timing.time_in_turns(
         {"ours": clock.work(1e-3), "slower": clock.work(1.05e-3), "same": clock.work(1e-3)},
@@ -53,9 +59,14 @@ def test_a_planted_slowdown_is_found_through_drift(clock: Clock) -> None:
     assert ours.p20 < ours.median < ours.p80
 
 
-def test_fewer_turns_when_time_is_short(clock: Clock) -> None:
+def test_fewer_turns_when_time_is_short(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     run = {"ours": clock.work(0.5)}
     assert len(timing.time_in_turns(run, turns=15)["ours"].turns) == 15
+    assert len(timing.time_in_turns(run, turns=8, seconds=float("inf"))["ours"].turns) == 8
+    clock = clock_without_noise(monkeypatch)
+    run = {"ours": clock.work(0.5)}
+    timing.time_in_turns(run, turns=30, warm_up=0, seconds=10.0)
+    assert 9 < clock.now <= 10
     begin = clock.now
     assert len(timing.time_in_turns(run, turns=15, seconds=1.0)["ours"].turns) == 6
     assert clock.now - begin < 100

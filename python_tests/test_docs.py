@@ -24,7 +24,12 @@ def docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("docs")
 
 
-DOCUMENTS = ("README.md", "docs/rank.md", "docs/benchmarks.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in (
+        "rank", "sparse", "fused_linear", "teacher", "engine", "benchmarks",
+    )),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -71,6 +76,18 @@ def test_result_files_have_the_schema_and_stay_below_the_limit(docs: ModuleType)
         assert float(row["share_of_limit"]) > 0, row
         # Resident inputs and noise of the copy may bring a kernel close to it.
         assert float(row["share_of_limit"]) < 1.3, row
+
+
+def test_the_correlation_has_its_peak_memory_and_the_vocabulary_doubles(docs: ModuleType) -> None:
+    rows = results.load(docs.RESULTS / "correlation_cpu.csv")
+    assert all(row["peak_mib"] for row in rows if row["role"] in ("ours", "reference", "peer"))
+    fused = results.load(docs.RESULTS / "fused_linear_cpu.csv")
+    float32 = [row for row in fused if row["dtype"] == "float32"]
+    for name in ("ours", "eager"):
+        points = [row for row in float32 if row["contender"] == name]
+        classes = {int(row["shape"].split(" x ")[1]) for row in points}
+        assert classes == {4096, 8192, 16384, 32768}
+        assert all(float(row["peak_mib"]) > 0 for row in points)
 
 
 def test_the_plots_are_there(docs: ModuleType) -> None:

@@ -25,7 +25,7 @@ def bench_table() -> str:
             row["rows"], row["dtype"], row["fused_s"], row["eager_s"], row["of_eager_time"],
             row["fused_mib"], row["eager_mib"], row["of_eager_memory"],
         ]
-        for row in results("fused_linear_cpu.csv")
+        for row in results("fused_linear_cpu_4096.csv")
     ]  # fmt: skip
     head = (
         "N", "dtype", "fused, s", "eager, s", "of eager", "fused, MiB", "eager, MiB", "of eager",
@@ -47,7 +47,7 @@ def topk_table() -> str:
 
 
 def test_measured() -> None:
-    rows = results("fused_linear_cpu.csv")
+    rows = results("fused_linear_cpu_4096.csv")
     assert {row["dtype"] for row in rows} >= {"float32"}
     assert bench_table() in TEXT
 

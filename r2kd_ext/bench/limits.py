@@ -6,7 +6,8 @@ between forward and backward are left out. An exponential, a root and a comparis
 floating-point operation. So a share of the limit of 1 may be out of reach, and none is above it.
 
 The copy rate is that of `torch.add(a, b, out=c)` on vectors as large as the inputs, which reads two
-and writes one. The matrix rate is that of a float32 product of two square matrices.
+and writes one, in its fastest turn. The matrix rate is that of a product of two square matrices: in
+float32 on a CPU, on a GPU in the inputs' dtype where that is faster.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +127,38 @@ def ensemble(batch: int, inputs: int, outputs: int, weights: int, multiplication
     return Work(4 * (batch * (inputs + outputs) + 2 * weights), 2 * 2 * batch * multiplications)
 
 
+class Network(NamedTuple):
+    """Number of weights, and what it multiplies and adds per image in forward and in backward."""
+
+    weights: int
+    forward: int
+    backward: int = 0
+
+
+def step(
+    batch: int, inputs: int, classes: int, teacher: Network, student: Network
+) -> dict[str, Work]:
+    """The float32 training step of R2KD with an augmented view: by part, and as "step" the sum.
+
+    `inputs` is numbers per image. Clean and augmented images are forwarded by the teacher, its
+    pruned copy and the student; the loss of each has its rank term; SGD has a momentum.
+    """
+    images = 2 * batch
+    value = correlation(batch, classes, torch.float32, passes="forward")
+    ranks = hard_spearman(batch, classes, torch.float32)
+    numbers = images * (inputs + classes)
+    parts = {
+        "augment": Work(4 * images * inputs),
+        "teacher": ensemble(images, inputs, classes, teacher.weights, teacher.forward),
+        "student forward": Work(4 * (numbers + student.weights), 2 * images * student.forward),
+        "loss": Work(2 * value.bytes, 2 * (value.flops + ranks.flops)),
+        "backward": Work(4 * (numbers + 2 * student.weights), 2 * images * student.backward),
+        "optimiser": Work(5 * 4 * student.weights, 5 * student.weights),
+    }
+    whole = Work(*(sum(counts) for counts in zip(*parts.values(), strict=True)))
+    return {**parts, "step": whole}
+
+
 def fused_linear(
     rows: int, vocabulary: int, student: int, teacher: int, dtype: torch.dtype
 ) -> Work:
@@ -151,7 +185,7 @@ def three_streams(
     elements: int, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two sources and a target for the three-stream copy, each [elements], already written."""
-    a, b, c = (torch.randn(elements, device=device).to(dtype) for _ in range(3))
+    a, b, c = (torch.ones(elements, device=device, dtype=dtype) for _ in range(3))
     return a, b, c
 
 
@@ -170,9 +204,11 @@ def copy_call(
     return run
 
 
-def matrix_rate(device: str = "cpu", size: int = 1024, turns: int = 5) -> float:
-    """Floating-point operations a second of a float32 matrix product, the fastest of a few."""
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+def matrix_rate(
+    device: str = "cpu", size: int = 1024, turns: int = 5, dtype: torch.dtype = torch.float32
+) -> float:
+    """Floating-point operations a second of a matrix product, the fastest of a few."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
     def once() -> float:

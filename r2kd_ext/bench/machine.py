@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -44,6 +46,38 @@ def gpu() -> dict[str, str]:
         "driver": f"{driver}, CUDA {info['cuda']['runtime']}, Triton {info['triton']}",
         "commit": info["commit"] or "unknown",
     }
+
+
+class OtherWork:
+    """How busy other processes keep this machine from when this is made on; on Linux."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._before = _others_seconds()
+
+    def share(self) -> float:
+        """Seconds of processors that other processes took for each second; 0 where not known.
+
+        What the host of a virtual machine gave to others (steal) is in it.
+        """
+        now = _others_seconds()
+        if now is None or self._before is None:
+            return 0.0
+        return max(0.0, now - self._before) / max(time.monotonic() - self._start, 1e-9)
+
+
+def _others_seconds() -> float | None:
+    """Seconds that processors were busy with other processes since the machine started."""
+    statistics = Path("/proc/stat")
+    if not statistics.exists():
+        return None
+    fields = statistics.read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, interrupts, soft_interrupts, steal = map(int, fields)
+    busy = user + nice + system + interrupts + soft_interrupts + steal
+    own = os.times()
+    return busy / os.sysconf("SC_CLK_TCK") - (
+        own.user + own.system + own.children_user + own.children_system
+    )
 
 
 def _processor() -> str:

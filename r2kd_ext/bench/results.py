@@ -110,6 +110,28 @@ def rows_of(
     return found
 
 
+def at_matrix_rates(
+    rows: Iterable[Mapping[str, str]], rates: Mapping[tuple[str, str], float]
+) -> list[dict[str, str]]:
+    """The rows with the limits of other matrix rates: operations a second, by the columns "threads"
+    and "dtype". A dtype without a rate of its own has that of float32.
+
+    A limit is a bound, so it takes the best rate that a run has seen, which is known at its end.
+    """
+    found = []
+    for row in rows:
+        threads, dtype = row["threads"], row["dtype"]
+        matrix = rates.get((threads, dtype)) or rates[threads, "float32"]
+        new = {**row, "matrix_gflop_s": f"{matrix / 1e9:.1f}"}
+        if row["bytes"]:
+            work = Work(int(row["bytes"]), int(row["flops"]))
+            limit = Rates(float(row["copy_gb_s"]) * 1e9, matrix).seconds(work)
+            new["limit_us"] = f"{limit * 1e6:.4g}"
+            new["share_of_limit"] = f"{limit * 1e6 / float(row['us']):.4f}"
+        found.append(new)
+    return found
+
+
 def shape_text(shape: Iterable[int]) -> str:
     """(256, 1000) as "256 x 1000"."""
     return " x ".join(map(str, shape))

@@ -11,7 +11,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,6 +22,7 @@ ROTATED_BYTES = 128 << 20  # of inputs that are to come from memory; more than t
 LEAST_TURNS = 6  # from which on a median has an interval at 95%
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _T = TypeVar("_T")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Timing(NamedTuple):
@@ -31,6 +32,11 @@ class Timing(NamedTuple):
     p20: float
     p80: float
     turns: list[float]
+
+    @property
+    def fastest(self) -> float:
+        """The shortest turn: what a rate that is to be a bound comes from."""
+        return min(self.turns)
 
     def times_faster_than(self, other: Timing) -> float:
         """Median over the turns of how many times the other one's time is this one's."""
@@ -53,22 +59,23 @@ def rotated(make: Callable[[], _T], size: int, past: int = ROTATED_BYTES) -> lis
 
 
 def time_in_turns(
-    contenders: Mapping[str, Callable[[int], object]],
+    contenders: Mapping[Name, Callable[[int], object]],
     *,
     turns: int,
     warm_up: int = 2,
     seconds_per_turn: float = 0.1,
     seconds: float | None = None,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time every contender `turns` times, in turn, every other turn in reverse order.
 
     A contender is called with the number of the call, by which it may choose among inputs that do
     not fit the caches together. One turn repeats it for about `seconds_per_turn`, after `warm_up`
     calls that do not count: caches, predictors and freed memory are then its own and not those of
     the contender before. With as many as there are inputs, each gradient has been replaced once.
-    Where all turns would take more than `seconds`, there are fewer, but not less than 6.
+    Where all would take more than `seconds`, with the calls that say how often to repeat, there are
+    fewer turns, but not less than 6.
     """
-    calls, whole = {}, 0.0
+    calls, whole, start = {}, 0.0, time.perf_counter()
     for name, run in contenders.items():
         once = _seconds(run, 1)  # compiles, allocates, wakes threads
         if once < 10 * seconds_per_turn or warm_up:
@@ -77,8 +84,9 @@ def time_in_turns(
         calls[name] = max(least, min(2000, round(seconds_per_turn / once)))
         whole += once * (calls[name] + warm_up)
     if seconds is not None:
-        turns = min(turns, max(LEAST_TURNS, int(seconds / whole)))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+        left = seconds - (time.perf_counter() - start)
+        turns = int(min(turns, max(LEAST_TURNS, left / whole)))
+    samples: dict[Name, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
         for turn in range(turns):
@@ -114,7 +122,6 @@ def peak_memory(
 
     def measure(call: int) -> int:
         prepare()
-        gc.collect()
         _CLEAR.write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         run(call)
@@ -125,6 +132,7 @@ def peak_memory(
             return thread.submit(measure, call).result()
 
     _keep_freed_blocks(below=128 << 10)
+    gc.collect()
     try:
         return max(measure_in_a_thread(call) for call in range(calls))
     finally:

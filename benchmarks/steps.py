@@ -1,0 +1,169 @@
+"""Training steps as contenders: the published one and that of `r2kd train`, whole and by part."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import limits
+import numpy as np
+import published
+import torch
+from accelerate import Accelerator
+from harness import LEAST_TURNS, Call, Case, Row, peaks_of, time_with_rates
+from PIL import Image
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from r2kd_ext import models
+from r2kd_ext.bench.machine import machine
+from r2kd_ext.bench.results import Work, rows_of
+from r2kd_ext.bench.timing import timing_of
+from r2kd_ext.train.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+from r2kd_ext.train.engine import Engine
+from r2kd_ext.train.run import processes
+from r2kd_ext.train.screen import Screen
+from r2kd_ext.train.timing import PARTS, Parts
+
+ROLES = {
+    "ours": "ours", "published": "reference", "ours, teacher in bfloat16": "peer",
+    "ours in bfloat16": "peer",
+}  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """Networks by name, and the images of their step."""
+
+    teacher: str
+    student: str
+    classes: int
+    batch: int
+    size: int
+
+
+def write_images(folder: Path, pair: Pair) -> None:
+    """Noise as a folder of PNG files: one image a class for training, one for validation."""
+    rng = np.random.default_rng(1)
+    for split in ("train", "test"):
+        for label in range(pair.classes):
+            place = folder / split / f"class-{label:03d}"
+            place.mkdir(parents=True)
+            pixels = rng.integers(0, 256, (pair.size, pair.size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / "image.png")
+
+
+def trainer(
+    folder: Path, pair: Pair, precision: Any, teacher_dtype: Any, parts: Parts
+) -> Callable[[int], object]:
+    """The step of `r2kd train`, with what reads the images left out."""
+    config = Config(
+        data=DataConfig(name="folder", path=str(folder), image_size=pair.size, workers=0),
+        teacher=ModelConfig(pair.teacher),
+        student=ModelConfig(pair.student),
+        augment=AugmentConfig(view="cutmix", crop_padding=pair.size // 8),
+        optimizer=OptimizerConfig(batch_size=pair.batch),
+        run=RunConfig(precision=precision, teacher_dtype=teacher_dtype),
+    )
+    with processes(config) as accelerator:
+        engine = Engine(config, accelerator, Screen(Console(), shown=False), parts)
+    batches = list(engine._batches())[:2]
+    engine._module.train()
+
+    def step(call: int) -> None:
+        if engine._sampler.batch == engine._sampler.batches:
+            engine._sampler.next_epoch()
+        engine._train_step(batches[call % len(batches)])
+
+    return step
+
+
+@contextmanager
+def contenders_of(pair: Pair) -> Iterator[tuple[dict[str, Call], dict[str, Parts]]]:
+    """The steps by name, and where each counts its parts."""
+    torch.manual_seed(1)
+    np.random.seed(1)
+    parts: dict[str, Parts] = {}
+
+    def counted(name: str) -> Parts:
+        return parts.setdefault(name, Parts(torch.device("cpu")))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_images(folder, pair)
+        ours = partial(trainer, folder, pair)
+        found: dict[str, Call] = {
+            "ours": ours("fp32", "fp32", counted("ours")),
+            "published": published.step(*pair, counted("published")),
+        }
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            for name, precision in (
+                ("ours, teacher in bfloat16", "fp32"), ("ours in bfloat16", "bf16"),
+            ):  # fmt: skip
+                found[name] = ours(precision, "bf16", counted(name))
+        for counting in parts.values():
+            counting.steps.clear()
+            counting._now.clear()
+        Accelerator(cpu=True)  # its state, which all of them share, ended with the last one
+        yield found, parts
+
+
+def works(pair: Pair) -> dict[str, Work]:
+    """The least work of each part of the step."""
+    networks, images = [], torch.zeros(2, 3, pair.size, pair.size)
+    for name in (pair.teacher, pair.student):
+        network = models.create(name, pair.classes)
+        with FlopCounterMode(display=False) as counter:
+            logits = network(images)
+            forward = counter.get_total_flops()
+            if name == pair.student:
+                logits.sum().backward()
+        backward = counter.get_total_flops() - forward
+        weights = sum(weight.numel() for weight in network.parameters())
+        # Two operations each, of two images: a batch norm cannot train on one.
+        networks.append(limits.Network(weights, forward // 4, backward // 4))
+    return limits.step(pair.batch, 3 * pair.size**2, pair.classes, *networks)
+
+
+def measure_pair(
+    pair: Pair, turns: int, seconds: float, *, by_part: bool = False, with_memory: bool = False
+) -> list[Row]:
+    """The rows of a pair's step, and of its parts, if asked for."""
+    roles = {"copy": "unit", **ROLES}
+    work = works(pair)
+    shape = (pair.batch, 3, pair.size, pair.size)
+    variant = f"{pair.teacher} to {pair.student}"
+    case = Case("step", shape, "float32", work["step"], roles, variant=variant, inputs="resident")
+    with contenders_of(pair) as (contenders, parts):
+        copied = 2 * pair.batch * 3 * pair.size**2
+        # So short that each turn is one call: that of the parts.
+        timings, rates = time_with_rates(
+            contenders, turns=min(turns, LEAST_TURNS), seconds=seconds, copied=copied, warm_up=0,
+            seconds_per_turn=1e-9, resident=True,
+        )  # fmt: skip
+        count = len(timings["ours"].turns)
+        steps = {name: counting.steps[-count:] for name, counting in parts.items()}
+        peaks = peaks_of(contenders, timings) if with_memory else None
+    origin = machine()
+    rows = rows_of(case, timings, rates, origin, peaks=peaks)
+    for part in PARTS if by_part else ():
+        of_part = {
+            name: timing_of([step[part] for step in found])
+            for name, found in steps.items()
+            if all(part in step for step in found)
+        }
+        if of_part:
+            rows += rows_of(
+                case._replace(op=f"step: {part}", work=work[part]), of_part, rates, origin
+            )
+    return rows
