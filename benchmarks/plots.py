@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from r2kd_ext.bench import results
 
@@ -15,6 +16,14 @@ matplotlib.use("Agg")
 # The same data give the same file.
 matplotlib.rcParams.update({"svg.hashsalt": "r2kd_ext", "svg.fonttype": "none", "font.size": 9})
 Row = dict[str, str]
+
+
+def _plain_log(axes: Axes) -> None:
+    """A logarithmic y axis with 1, 2, 5, 10, ... written out."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def speedup(rows: list[Row], axes: Axes) -> None:
@@ -48,7 +57,7 @@ def limit(rows: list[Row], axes: Axes) -> None:
             classes, [100 * float(row["share_of_limit"]) for row in chosen], marker="o", label=op
         )
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _plain_log(axes)
     axes.set_xlabel("C, with 64 rows")
     axes.set_ylabel("percent of the limit")
     axes.legend()
@@ -89,7 +98,7 @@ def memory_over_vocabulary(rows: list[Row], axes: Axes) -> None:
     gradients = [(n + v) * h * 4 / 2**20 for n, v, h in ours]
     axes.plot([v for _, v, _ in ours], gradients, "k:", label="the gradients alone")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _plain_log(axes)
     axes.set_xlabel(f"V, with {ours[0][0]} rows and H = {ours[0][2]}, float32")
     axes.set_ylabel("MiB above the start")
     axes.legend()
