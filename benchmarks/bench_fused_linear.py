@@ -17,13 +17,13 @@ more than the caches hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import limits
 import torch
-from harness import Call, Case, Job, Row, measure, parse_options, run_jobs
+from harness import Call, Case, Job, Row, host_times, measure, parse_options, run_jobs
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -49,16 +49,19 @@ def eager(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tens
     return 1 - ((p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1) + 1e-8)).mean()
 
 
+LOSSES: dict[str, Loss] = {"ours": fused_linear_correlation_kd, "eager": eager}
+
+
 def head(rows: int, classes: int, hidden: int, dtype: torch.dtype) -> list[Tensor]:
     """Hidden states [N, H] and the weight [V, H] of logits with a variance of 1."""
     weight = torch.empty(classes, hidden, dtype=dtype).normal_(std=hidden**-0.5)
     return [torch.randn(rows, hidden).to(dtype), weight]
 
 
-def measure_shape(
-    rows: int, classes: int, hidden: int, dtype: torch.dtype, turns: int, seconds: float
-) -> list[Row]:
-    """The rows of a case, whose contenders are first seen to compute the same."""
+def contenders_of(
+    rows: int, classes: int, hidden: int, dtype: torch.dtype, losses: Mapping[str, Loss]
+) -> tuple[dict[str, Call], Callable[[], None]]:
+    """Forward + backward of each loss on the same inputs, and what drops the gradients."""
     student = [x.requires_grad_() for x in head(rows, classes, hidden, dtype)]
     teacher = head(rows, classes, hidden, dtype)
 
@@ -75,10 +78,23 @@ def measure_shape(
 
         return run
 
-    losses: dict[str, Loss] = {"ours": fused_linear_correlation_kd, "eager": eager}
+    return {name: call_of(loss) for name, loss in losses.items()}, drop
+
+
+@cache
+def empty_calls(dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of the calls themselves, on one number."""
+    return host_times(contenders_of(1, 1, 1, dtype, LOSSES)[0])
+
+
+def measure_shape(
+    rows: int, classes: int, hidden: int, dtype: torch.dtype, turns: int, seconds: float
+) -> list[Row]:
+    """The rows of a case, whose contenders are first seen to compute the same."""
+    losses = dict(LOSSES)
     if classes == COMPILED_AT and dtype == torch.float32:
         losses["compiled"] = torch.compile(eager, dynamic=False)
-    contenders = {name: call_of(loss) for name, loss in losses.items()}
+    contenders, drop = contenders_of(rows, classes, hidden, dtype, losses)
     torch.testing.assert_close(contenders["ours"](0), contenders["eager"](0), rtol=0, atol=1e-5)
     return measure(
         Case(
@@ -95,6 +111,7 @@ def measure_shape(
         copied=rows * classes,
         dtype=dtype,
         warm_up=0,
+        host=empty_calls(dtype),
         prepare=drop,
     )
 

@@ -23,7 +23,7 @@ the last: the eager formula needs seconds a call, and an interval 6 turns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from typing import Any
 import limits
 import torch
 from bench_correlation import eager as eager_value
-from harness import Call, Case, Job, Row, measure, parse_options, run_jobs
+from harness import Call, Case, Job, Row, host_times, measure, parse_options, run_jobs
 from torch import Tensor
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
@@ -144,8 +144,21 @@ def loss_case(rows: int, classes: int, rank: str) -> Measured:
     return case, {**contenders, "ours without ranks": trained()}
 
 
-def measure_case(make: Callable[[], Measured], turns: int, seconds: float) -> list[Row]:
-    case, contenders = make()
+@cache
+def empty_calls(make: Callable[..., Measured], *options: Any) -> dict[str, float]:
+    """Seconds of the calls themselves, on one number."""
+    return host_times(make(1, 1, *options)[1])
+
+
+def measure_case(
+    make: Callable[..., Measured],
+    rows: int,
+    classes: int,
+    option: Any,
+    turns: int,
+    seconds: float,
+) -> list[Row]:
+    case, contenders = make(rows, classes, option)
     slow = case.shape[0] * case.shape[1] > 1_000_000  # one eager call takes seconds there
     return measure(
         case,
@@ -154,24 +167,24 @@ def measure_case(make: Callable[[], Measured], turns: int, seconds: float) -> li
         seconds=seconds,
         copied=case.shape[0] * case.shape[1],
         warm_up=0 if slow else 2,
-        with_memory=False,
+        host=empty_calls(make, option),
     )
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    made: dict[str, Callable[[], Measured]] = {
-        **{f"spearman {case}": partial(spearman_case, *case) for case in SPEARMAN[:-1]},
-        **{f"soft_rank {case}": partial(soft_rank_case, *case) for case in SOFT_RANK},
-        **{
-            f"correlation {shape}, {rank} ranks": partial(loss_case, *shape, rank)
-            for shape in LOSS
-            for rank in ("hard", "soft")
-        },
-    }
-    jobs = [Job(name, partial(measure_case, make)) for name, make in made.items()]
-    largest = partial(measure_case, partial(spearman_case, *SPEARMAN[-1]))
-    jobs.append(Job(f"spearman {SPEARMAN[-1]}", largest, weight=len(jobs)))
+    made: list[tuple[Callable[..., Measured], int, int, Any]] = [
+        *((spearman_case, *case) for case in SPEARMAN[:-1]),
+        *((soft_rank_case, *case) for case in SOFT_RANK),
+        *((loss_case, *shape, rank) for shape in LOSS for rank in ("hard", "soft")),
+    ]
+    made.append((spearman_case, *SPEARMAN[-1]))
+    jobs = [
+        Job(f"{make.__name__}, {rows} x {classes}, {option}",
+            partial(measure_case, make, rows, classes, option),
+            weight=len(made) - 1 if (rows, classes, option) == SPEARMAN[-1] else 1)
+        for make, rows, classes, option in made
+    ]  # fmt: skip
     run_jobs(jobs, options, "ranks, medians; ratios of paired turns")
 
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import limits
 import torch
-from harness import Call, Case, Job, Row, Work, measure, parse_options, run_jobs
+from harness import Call, Case, Job, Row, Work, host_times, measure, parse_options, run_jobs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +42,7 @@ VENDOR_LINEAR_FROM, VENDOR_CONV_FROM = 0.7, 0.9
 MEMORY_AT = 0.9  # zeros at which peak memory is measured
 MODEL_SPARSITIES = (0.1, 0.5, 0.9, 0.95)
 ROLES = {"ours": "ours", "dense": "reference", "torch.sparse": "peer"}
+Measured = tuple[Case, dict[str, Call], int]  # and how many elements the copy has
 
 
 def call(function: Callable[..., object], *inputs: object) -> Call:
@@ -61,8 +62,8 @@ def zeros(sparsity: float) -> str:
     return f"{100 * sparsity:g}% zeros"
 
 
-def linear_case(dtype: torch.dtype, sparsity: float) -> tuple[Case, dict[str, Call], int]:
-    rows, inputs, outputs = LINEAR
+def linear_case(shape: tuple[int, int, int], dtype: torch.dtype, sparsity: float) -> Measured:
+    rows, inputs, outputs = shape
     layer = zeroed(nn.Linear(inputs, outputs), sparsity).to(dtype)
     x = torch.randn(rows, inputs).to(dtype)
     contenders = {
@@ -74,7 +75,7 @@ def linear_case(dtype: torch.dtype, sparsity: float) -> tuple[Case, dict[str, Ca
         contenders["torch.sparse"] = call(F.linear, x, weight, layer.bias)
     work = limits.csr_linear(rows, inputs, outputs, int(layer.weight.count_nonzero()), dtype)
     name = str(dtype).removeprefix("torch.")
-    case = Case("csr_linear", LINEAR, name, work, ROLES, "forward", zeros(sparsity), "resident")
+    case = Case("csr_linear", shape, name, work, ROLES, "forward", zeros(sparsity), "resident")
     return case, contenders, x.numel()
 
 
@@ -86,9 +87,7 @@ def unfolded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y + bias[:, None, None]
 
 
-def conv_case(
-    shape: tuple[int, int, int, int], sparsity: float
-) -> tuple[Case, dict[str, Call], int]:
+def conv_case(shape: tuple[int, int, int, int], sparsity: float) -> Measured:
     channels = shape[1]
     layer, x = zeroed(nn.Conv2d(channels, channels, 3, padding=1), sparsity), torch.randn(shape)
     contenders = {
@@ -124,7 +123,7 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
     }
 
 
-def model_case(name: str, sparsity: float) -> tuple[Case, dict[str, Call], int]:
+def model_case(name: str, sparsity: float) -> Measured:
     model, x = networks()[name]()
     dense = prune(model, sparsity).eval()
     with torch.no_grad():
@@ -142,9 +141,15 @@ def model_case(name: str, sparsity: float) -> tuple[Case, dict[str, Call], int]:
     return case, {"ours": call(sparse, x), "dense": call(dense, x)}, x.numel()
 
 
-def measure_case(
-    make: Callable[[], tuple[Case, dict[str, Call], int]], turns: int, seconds: float
-) -> list[Row]:
+@cache
+def empty_calls(op: str) -> dict[str, float]:
+    """Seconds of a layer's calls themselves, on one number; those of a whole model have none."""
+    if op == "csr_linear":
+        return host_times(linear_case((1, 1, 1), torch.float32, MEMORY_AT)[1])
+    return host_times(conv_case((1, 1, 1, 1), MEMORY_AT)[1]) if op == "csr_conv2d" else {}
+
+
+def measure_case(make: Callable[[], Measured], turns: int, seconds: float) -> list[Row]:
     torch.manual_seed(0)
     case, contenders, copied = make()
     return measure(
@@ -154,6 +159,7 @@ def measure_case(
         seconds=seconds,
         copied=copied,
         warm_up=1,
+        host=empty_calls(case.op),
         with_memory=zeros(MEMORY_AT) in case.variant,
         seconds_per_turn=0.02,
     )
@@ -165,7 +171,7 @@ def main() -> None:
     float32 = SPARSITIES[torch.float32]
     made = {
         **{
-            f"csr_linear, {dtype}, {share}": partial(linear_case, dtype, share)
+            f"csr_linear, {dtype}, {share}": partial(linear_case, LINEAR, dtype, share)
             for dtype, shares in SPARSITIES.items()
             for share in shares
         },
