@@ -53,5 +53,7 @@ def test_the_limits_leave_it_below_nine_minutes(tool: ModuleType) -> None:
     assert tool.BUILD + tool.TESTS + tool.SANITIZED + tool.BENCHMARK <= 9 * 60 - 15
     names = [step.name for step in tool.tests() + tool.sanitized("compute-sanitizer")]
     assert len(set(names)) == len(names)
+    for name in ("correlation_gpu", "correlation_cuda", "teacher_gpu", "fused_linear_gpu"):
+        assert all(f"test_{name}.py" in step.command for step in tool.tests())
     for tool_name in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"{tool_name} of native" in names
