@@ -244,8 +244,8 @@ def fused_linear_table(folder: Path = RESULTS) -> str:
     return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
 
 
-def ensemble_table(folder: Path = RESULTS) -> str:
-    rows = results.load(folder / "ensemble_cpu.csv")
+def ensemble_table(name: str, folder: Path = RESULTS) -> str:
+    rows = results.load(folder / name)
     cells = [
         [
             case["ours"]["variant"], case["ours"]["shape"],
@@ -295,7 +295,10 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
     },
     "docs/sparse.md": {"sparse": sparse_table},
     "docs/fused_linear.md": {"fused_linear": fused_linear_table},
-    "docs/teacher.md": {"ensemble": ensemble_table},
+    "docs/teacher.md": {
+        "ensemble": partial(ensemble_table, "ensemble_cpu.csv"),
+        "ensemble of 64": partial(ensemble_table, "ensemble_cpu_64.csv"),
+    },
     "docs/engine.md": {"step": partial(steps_table, "step_cpu.csv")},
     "docs/benchmarks.md": {
         "correlation": partial(all_contenders, "correlation_cpu.csv"),
