@@ -23,7 +23,7 @@ from r2kd_ext.train.files import write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = [group.results for group in run.GROUPS.values()]
+FILES = [*(group.results for group in run.GROUPS.values()), "ensemble_cpu_64.csv"]
 PAGE = ROOT / "docs" / "benchmarks.md"
 Row = dict[str, str]
 
