@@ -15,15 +15,13 @@ from r2kd_ext.bench import results
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    module = importlib.import_module("bench_sparse")
-    monkeypatch.setattr(module, "LINEAR", (70, 96, 50))
-    return module
+    return importlib.import_module("bench_sparse")
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear(bench: ModuleType, dtype: torch.dtype) -> None:
-    case, contenders, copied = bench.linear_case(dtype, 0.8)
+    case, contenders, copied = bench.linear_case((70, 96, 50), dtype, 0.8)
     ours, dense = contenders["ours"](0), contenders["dense"](0)
     torch.testing.assert_close(ours, dense, rtol=2e-2, atol=2e-2)
     if dtype == torch.float32:

@@ -147,4 +147,4 @@ def test_the_package_under_test_is_the_installed_one() -> None:
     assert not [name for name in files if name.startswith(("csrc", "python_tests"))]
     assert installed.metadata["License-Expression"] == "MIT"
     extras = set(installed.metadata.get_all("Provides-Extra") or [])
-    assert extras == {"train", "bench", "export", "dev"}
+    assert extras == {"train", "bench", "export", "wandb", "dev"}

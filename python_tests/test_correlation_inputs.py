@@ -390,3 +390,21 @@ def test_default_backend_on_another_device() -> None:
 def test_default_backend_is_the_kernel(backend: str) -> None:
     student, teacher = make_logits(33, 65)
     assert_same_bits(r2kd_ext.correlation_kd(student, teacher), loss_of(backend)(student, teacher))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("correlation", ["cosine", "pearson"])
+def test_one_class_has_no_gradient(correlation: str, dtype: torch.dtype) -> None:
+    """The softmax of one number is 1: exactly no gradient, whatever the numbers; NaN stays NaN."""
+    generator = torch.Generator().manual_seed(17)
+    student, teacher = (torch.randn(300, 1, generator=generator).to(dtype) for _ in range(2))
+    for backend in ("native", "reference"):
+        x = student.clone().requires_grad_()
+        r2kd_ext.correlation_kd(x, teacher, correlation=correlation, backend=backend).backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, torch.zeros_like(x))
+    student[7] = float("nan")
+    x = student.requires_grad_()
+    r2kd_ext.correlation_kd(x, teacher, correlation=correlation).backward()
+    assert x.grad is not None
+    assert x.grad.isnan().all()

@@ -152,7 +152,9 @@ void backward_rows(const Call& call, Range rows, T grad_loss, const T* stats, T*
                                          scaled_exp.template of_row<false>(y_origin, q_scale))
                                : entries(scaled_exp.template of_row<true>(z_origin, p_scale),
                                          scaled_exp.template of_row<true>(y_origin, q_scale));
-    delayed.take(GradientRow<T>(grad_student, call.student.dtype, offset, bypass), static_cast<T>(dot));
+    // Over one class p is 1 and sum p g is g; the p at hand may be off by a rounding.
+    const T mean_g = cols == 1 ? g_row[0] : static_cast<T>(dot);
+    delayed.take(GradientRow<T>(grad_student, call.student.dtype, offset, bypass), mean_g);
   }
   delayed.finish();
   if (bypass) end_stream();
