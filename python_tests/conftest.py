@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def digits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the trainer take their images from memory; see train_runs.py."""
+    import train_runs
+
+    from r2kd_ext.train import engine
+
+    monkeypatch.setattr(engine, "load", lambda config, *, seed: train_runs.digits())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A file with the configuration of a small run."""
+    import train_runs
+
+    path = tmp_path / "given.yaml"
+    path.write_text(train_runs.CONFIG)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ import torch
 import train_networks
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
-from train_runs import CONFIG, at_step, digits, losses_of, train
+from train_runs import at_step, digits, losses_of, train
 
 from r2kd_ext.cli import main
 from r2kd_ext.train import checkpoint, engine, files, trackers
@@ -34,19 +34,7 @@ from r2kd_ext.train.networks import load_network
 from r2kd_ext.train.schedule import rate_factor
 from r2kd_ext.train.state import RunState, network_state
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def digits_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits())
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> str:
-    path = tmp_path / "given.yaml"
-    path.write_text(CONFIG)
-    return str(path)
+pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
 
 
 def test_a_run_and_its_files(

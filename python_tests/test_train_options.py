@@ -16,26 +16,14 @@ import torch
 import torch._dynamo.utils
 import train_networks
 from accelerate import Accelerator
-from train_runs import CONFIG, at_step, digits, losses_of, train
+from train_runs import at_step, losses_of, train
 
 from r2kd_ext.cli import main
-from r2kd_ext.train import checkpoint, engine, trackers
+from r2kd_ext.train import checkpoint, trackers
 from r2kd_ext.train import run as runs
 from r2kd_ext.train.networks import load_network
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def digits_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load", lambda config, *, seed: digits())
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> str:
-    path = tmp_path / "given.yaml"
-    path.write_text(CONFIG)
-    return str(path)
+pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
 
 
 def test_half_precision_computes_in_it(tmp_path: Path, config: str) -> None:
