@@ -250,6 +250,11 @@ def test_teacher_from_inference_mode(backend: str) -> None:
     with torch.inference_mode():
         inferred = teacher + 0
     assert_true(run(loss_of(backend), student, inferred), student, teacher)
+    first, second = (
+        torch.autograd.functional.hvp(lambda z, y=y: loss_of(backend)(z, y), student, student)[1]
+        for y in (inferred, teacher)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @every_backend

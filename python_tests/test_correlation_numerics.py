@@ -312,3 +312,28 @@ def test_truth_of_extremes_is_finite() -> None:
     truth = truth_of(*ruled_out(14, 35))
     assert np.isfinite(truth.loss)
     assert np.isfinite(flat(torch.from_numpy(truth.grad))).all()
+
+
+@pytest.mark.parametrize("grad_loss", [1e-30, 1.0, 1e30])
+def test_bfloat16_gradient_is_rounded_once(grad_loss: float) -> None:
+    """Against float32's gradient of the same logits, within half a unit of bfloat16's last place
+    and the few roundings of float32 that the two may be apart; all lengths of the last register,
+    and a row of NaN."""
+    for cols in (*range(1, 35), 1000):
+        student, teacher = make_logits(16, cols, dtype=torch.bfloat16)
+        student[5, cols // 2] = NAN
+
+        def gradient(dtype: torch.dtype, x: Tensor = student, y: Tensor = teacher) -> Tensor:
+            leaf = x.to(dtype).requires_grad_()
+            loss = loss_of("native")(leaf, y.to(dtype), intra_weight=0.0)
+            (grad,) = torch.autograd.grad(loss, leaf, torch.tensor(grad_loss))
+            return grad
+
+        got, wide = gradient(torch.bfloat16), gradient(torch.float32)
+        assert torch.equal(got.isnan(), wide.isnan())
+        assert got[5].isnan().all()
+        exact = wide.double()
+        half_unit = torch.ldexp(torch.tensor(0.5, dtype=torch.float64), torch.frexp(exact)[1] - 8)
+        apart = 2**-20 * exact.abs().amax(dim=1, keepdim=True)
+        error = (got.double() - exact).abs()
+        assert (error <= half_unit + apart)[~got.isnan()].all()

@@ -114,13 +114,19 @@ class ContiguousCorrelationFunction(torch.autograd.Function):
             native_rank.add_rank_loss(call, student, teacher, mask, rank_options, loss)
             if rank_options.soft:
                 ctx.soft = call, rank_options
-        ctx.save_for_backward(student, teacher, mask)
+        if teacher.is_inference():  # cannot be saved; see CorrelationFunction
+            ctx.inferred = teacher
+            ctx.save_for_backward(student, None, mask)
+        else:
+            ctx.save_for_backward(student, teacher, mask)
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, mask = ctx.saved_tensors
+        if teacher is None:
+            teacher = ctx.inferred
         if torch.is_grad_enabled():
             grad = _differentiable_gradient(grad_loss, student, teacher, mask, ctx.options)
             if ctx.soft is not None:

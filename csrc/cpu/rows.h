@@ -159,8 +159,8 @@ class GradientRow {
       }
       R2KD_ISA::store(place, value);
     } else if constexpr (sizeof(T) == 4) {
-      const HalfVector half = dtype_ == DType::bfloat16 ? narrow_register<DType::bfloat16>(value)
-                                                        : narrow_register<DType::float16>(value);
+      const HalfVector half = dtype_ == DType::bfloat16 ? narrow_gradient<DType::bfloat16>(value)
+                                                        : narrow_gradient<DType::float16>(value);
       auto* place = reinterpret_cast<std::uint16_t*>(target_) + j;
       if (bypass_) {
         stream(place, half);
@@ -176,8 +176,8 @@ class GradientRow {
     if (dtype_ == kOwnDType<T>) {
       R2KD_ISA::store_part(reinterpret_cast<T*>(target_) + j, value, count);
     } else if constexpr (sizeof(T) == 4) {
-      const HalfVector half = dtype_ == DType::bfloat16 ? narrow_register<DType::bfloat16>(value)
-                                                        : narrow_register<DType::float16>(value);
+      const HalfVector half = dtype_ == DType::bfloat16 ? narrow_gradient<DType::bfloat16>(value)
+                                                        : narrow_gradient<DType::float16>(value);
       store_halves_part(reinterpret_cast<std::uint16_t*>(target_) + j, half, count);
     } else {
       // The teacher alone is double: the gradient keeps the student's narrower dtype.

@@ -142,8 +142,7 @@ def contiguous_call(student: Tensor, teacher: Tensor) -> ContiguousCall | None:
     """Facts about two ordinary, contiguous CPU tensors of one shape [B, C], C >= 1, that fit.
 
     For these, outside of any tracing or dispatch mode, nothing but the CPU kernel would see a call
-    of the op, the checks of `_arguments` would pass, and autograd can save both. None for all
-    others.
+    of the op, and the checks of `_arguments` would pass. None for all others.
     """
     if not (
         type(student) in _PLAIN
@@ -156,7 +155,6 @@ def contiguous_call(student: Tensor, teacher: Tensor) -> ContiguousCall | None:
         and teacher.is_contiguous()
         and not student.is_neg()
         and not teacher.is_neg()
-        and not teacher.is_inference()
         and not _dispatch_modes()
         and not _transforms_active()
     ):
