@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,3 +145,15 @@ def test_level_beyond_the_processor_stops_the_import() -> None:
     completed = run(REPORT, R2KD_SIMD=missing[0])
     assert completed.returncode != 0
     assert f"got '{missing[0]}'" in completed.stderr
+
+
+def test_source_folder_without_the_core(tmp_path: Path) -> None:
+    """What a newcomer meets who runs Python beside the sources: the message says what to do."""
+    package = Path(r2kd_ext.__file__).parent
+    shutil.copytree(package, tmp_path / "r2kd_ext", ignore=shutil.ignore_patterns("_core.*"))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import r2kd_ext"
+    process = run(code)
+    assert process.returncode == 1
+    message = process.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: r2kd_ext was imported from {tmp_path}")
+    assert "pip install -e ." in message

@@ -1,6 +1,6 @@
 """Fused correlation-distance knowledge distillation for PyTorch."""
 
-from . import models, reference
+from . import _built, models, reference  # noqa: F401  # _built first: others need the core
 from .functional import correlation_kd, soft_rank, spearman
 from .fused_linear import fused_linear_correlation_kd
 from .info import build_info
