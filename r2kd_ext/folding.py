@@ -45,7 +45,7 @@ def fold_batchnorm(network: nn.Module) -> int:
         for parent in network.modules():  # under every name that it has
             for name, child in parent._modules.items():
                 if child is norm:
-                    parent._modules[name] = nn.Identity()
+                    parent._modules[name] = nn.Identity().eval()
         folded += 1
     return folded
 
@@ -75,27 +75,38 @@ def _pairs(network: nn.Module, graph: fx.Graph) -> list[tuple[Any, Any]]:
             and not norm.training
             and isinstance(norm.running_mean, Tensor)
             and not read & {node.target, source.target}
-            and not _has_hooks(layer)
-            and not _has_hooks(norm)
+            and not is_altered(layer)
+            and not is_altered(norm)
             and layer.weight.shape[0] == norm.num_features
         ):
             pairs.append((layer, norm))
     return pairs
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def is_altered(module: nn.Module) -> bool:
+    """Whether hooks, or a forward of its own, change what the module does by its class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
-def _merged(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias (outputs,) of the layer with the batch norm in it."""
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """(C,) each, in float64 on the CPU: a batch norm in eval mode is scale * x + shift."""
 
     def exact(value: Tensor | None, missing: float) -> Tensor:
         if value is None:
             return torch.full((norm.num_features,), missing, dtype=torch.float64, device="cpu")
-        return value.to("cpu", torch.float64)  # not every device has float64
+        return _exact(value)
 
     scale = exact(norm.weight, 1) / (exact(norm.running_var, 1) + norm.eps).sqrt()
-    weight = exact(layer.weight, 0) * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    bias = (exact(layer.bias, 0) - exact(norm.running_mean, 0)) * scale + exact(norm.bias, 0)
+    return scale, exact(norm.bias, 0) - exact(norm.running_mean, 0) * scale
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.to("cpu", torch.float64)  # not every device has float64
+
+
+def _merged(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias (outputs,) of the layer with the batch norm in it."""
+    scale, shift = scale_and_shift(norm)
+    weight = _exact(layer.weight) * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    bias = shift if layer.bias is None else _exact(layer.bias) * scale + shift
     return weight.to(layer.weight), bias.to(layer.weight)

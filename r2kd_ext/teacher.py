@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from ._arguments import check_count
 from .cuda_graphs import CapturedForward
 from .folding import fold_batchnorm
+from .fusion import fuse_activations
 from .pruning import PUBLISHED_AMOUNT, prunable_weights, prune
 
 BATCHNORM_MODES = ("eval", "train")
@@ -100,8 +101,10 @@ class TeacherEnsemble(nn.Module):
     What runs are copies of the two networks, made anew when a weight or statistic has changed:
     batch norms are folded into the convolutions before them (`folding.fold_batchnorm`), which
     changes the logits by rounding only, convolutions compute in channels-last order, and in
-    bfloat16 where asked. So forward hooks on `teacher` and `pruned` do not fire after
-    construction. A pruned copy whose batch norms train runs as it is.
+    bfloat16 where asked. In float32 on a CPU they also compute the ReLUs and residual additions
+    that follow them (`fusion.fuse_activations`), unless the networks are compiled. So forward hooks
+    on `teacher` and `pruned` do not fire after construction. A pruned copy whose batch norms train
+    runs as it is.
 
     Source: Kim et al., *Robustness-Reinforced Knowledge Distillation With Correlation Distance and
     Network Pruning*, IEEE TKDE 36(12), 2024, doi 10.1109/TKDE.2024.3438074; there the amount is
@@ -298,8 +301,8 @@ class TeacherEnsemble(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compiled:
-            network = cast(nn.Module, torch.compile(network))
-        return network
+            return cast(nn.Module, torch.compile(network))
+        return network if network is source else fuse_activations(network)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles prepare their own networks."""
