@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from zoo import facts, filled
 
-from r2kd_ext import TeacherEnsemble, fusion, prune
+from r2kd_ext import TeacherEnsemble, fusion, prune, teacher
 from r2kd_ext.folding import fold_batchnorm
 from r2kd_ext.fusion import fuse_activations
 
@@ -388,7 +388,7 @@ def test_inputs_that_the_network_takes_as_it_was() -> None:
         fused(x.double())
 
 
-def test_teacher() -> None:
+def test_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ensemble runs it, in float32 and not compiled, and makes it anew for new weights."""
     network, x = filled("resnet8", "32x32_100"), normal(2, 3, 32, 32)
     ensemble = TeacherEnsemble(network, chunk=2)
@@ -411,6 +411,7 @@ def test_teacher() -> None:
     ensemble.pruned.get_buffer("layer1.0.bn2.running_mean").add_(5)
     expect()
     assert distance(ensemble(x), before) > 1e-3
+    monkeypatch.setattr(teacher, "processor_has_bfloat16", lambda: True)
     half = TeacherEnsemble(network, chunk=2, dtype=torch.bfloat16)
     half(x)
     of_batch = TeacherEnsemble(network, pruned_batchnorm="train")

@@ -77,13 +77,27 @@ def test_zoo(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "MobileNetV2"])
-def test_bfloat16(name: str) -> None:
+def test_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "processor_has_bfloat16", lambda: True)
     network, x = filled(name, "32x32_100"), images(4)
     got = TeacherEnsemble(network, dtype=torch.bfloat16)(x)
     assert got.dtype == torch.float32
     want, own = blended(network, x), plain(copy.deepcopy(network).bfloat16(), x.bfloat16())
     error = distance(own, plain(network, x))  # of torch's bfloat16 without folding
     assert 1e-4 < distance(got, want) < 1.5 * error + 0.01
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+def test_bfloat16_that_the_processor_has_not(
+    own: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "processor_has_bfloat16", lambda: False)
+    network, x = filled("resnet20", "32x32_100").to(own), images(4).to(own)
+    ensemble = TeacherEnsemble(network, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16, so the teacher computes"):
+        got = ensemble(x)
+    assert got.dtype == own
+    assert distance(got, TeacherEnsemble(network.float())(x.float())) < 1e-5
 
 
 class Odd(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from r2kd_ext import prune, soft_rank
+from r2kd_ext import prune, soft_rank, teacher
 from r2kd_ext.train.augment import View
 from r2kd_ext.train.config import MethodConfig
 from r2kd_ext.train.losses import LossParts, Method, highest_entropy
@@ -276,7 +276,10 @@ def test_the_teacher_stays_as_it_was(batch: tuple[Tensor, Tensor, View]) -> None
     assert not any(p.requires_grad for p in method.parameters())
 
 
-def test_teacher_in_bfloat16(batch: tuple[Tensor, Tensor, View]) -> None:
+def test_teacher_in_bfloat16(
+    batch: tuple[Tensor, Tensor, View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "processor_has_bfloat16", lambda: True)
     clean, view = batch[0].float(), View(batch[2].images.float())
     method = Method(
         MethodConfig(), network(1).float(), num_classes=CLASSES, teacher_dtype=torch.bfloat16

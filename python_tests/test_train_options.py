@@ -18,6 +18,7 @@ import train_networks
 from accelerate import Accelerator
 from train_runs import at_step, losses_of, train
 
+from r2kd_ext._dtypes import processor_has_bfloat16
 from r2kd_ext.cli import main
 from r2kd_ext.train import checkpoint, trackers
 from r2kd_ext.train import run as runs
@@ -26,12 +27,17 @@ from r2kd_ext.train.networks import load_network
 pytestmark = pytest.mark.usefixtures("one_thread", "digits_once")
 
 
-def test_half_precision_computes_in_it(tmp_path: Path, config: str) -> None:
+@pytest.mark.filterwarnings("ignore:dtype=torch.bfloat16")
+def test_half_precision_computes_in_it(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = {}
     for precision in ("fp32", "bf16"):
         folders[precision] = tmp_path / precision
         words = ["--run.precision", precision, "--run.teacher_dtype", precision]
         assert train(config, *words, "--run.output", folders[precision]) == 0
+        noted = "this processor has no instructions for bfloat16" in capsys.readouterr().out
+        assert noted == (precision == "bf16" and not processor_has_bfloat16())
     full, half = (losses_of(folder)[-1]["loss"] for folder in folders.values())
     assert half != full
     assert half == pytest.approx(full, rel=0.05)

@@ -7,6 +7,7 @@ import itertools
 import math
 import numbers
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ._arguments import check_count
+from ._dtypes import processor_has_bfloat16
 from .cuda_graphs import CapturedForward
 from .folding import fold_batchnorm
 from .fusion import fuse_activations
@@ -38,10 +40,12 @@ def _check_dense_weight(value: Any) -> float:
 
 
 class _Prepared(NamedTuple):
-    """A network ready to run, and the state that it was made from."""
+    """A network ready to run, the dtype of its inputs, None for that of the images, and the state
+    that it was made from."""
 
     state: list[tuple[Any, ...]]
     network: nn.Module
+    dtype: torch.dtype | None
 
 
 def _state_of(network: nn.Module) -> list[tuple[Any, ...]]:
@@ -51,6 +55,19 @@ def _state_of(network: nn.Module) -> list[tuple[Any, ...]]:
         (x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.device, x.shape)
         for x in tensors
     ]
+
+
+def _dtype_to_compute_in(dtype: torch.dtype | None, network: nn.Module) -> torch.dtype | None:
+    """`dtype`, or float32 where that is bfloat16 and a processor would have to emulate it."""
+    on_cpu = any(x.device.type == "cpu" for x in network.parameters())
+    if dtype != torch.bfloat16 or not on_cpu or processor_has_bfloat16():
+        return dtype
+    warnings.warn(
+        "dtype=torch.bfloat16: this processor has no instructions for bfloat16, so the teacher "
+        "computes in float32, which is many times faster here",
+        stacklevel=2,
+    )
+    return torch.float32
 
 
 def _seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
@@ -117,8 +134,8 @@ class TeacherEnsemble(nn.Module):
         method: how to prune; see `r2kd_ext.prune`.
         pruned_batchnorm: "eval", or "train" for the batch norms of the pruned copy.
         dtype: what the networks compute in: None for their own, or torch.bfloat16. The logits have
-            the dtype of x either way. A processor without instructions for bfloat16 takes many
-            times longer with it.
+            the dtype of x either way. On a processor without instructions for bfloat16, where it
+            takes many times longer, they compute in float32 instead, and a UserWarning says so.
         chunk: the most samples that the networks take at a time, >= 1. On a CPU a part of a batch
             whose activations fit the caches goes faster than the whole. None measures all of a
             batch, its half, its quarter, ..., at the first call of each shape, which takes as long
@@ -264,13 +281,13 @@ class TeacherEnsemble(nn.Module):
         return self.dense_weight * logits[0] + (1 - self.dense_weight) * logits[1]
 
     def _logits(self, name: str, x: Tensor) -> Tensor:
-        network, own = self._network(name), x.dtype
-        if network is not getattr(self, name):
-            if self.dtype is not None and x.is_floating_point():
-                x = x.to(self.dtype)
+        prepared, own = self._network(name), x.dtype
+        if prepared.network is not getattr(self, name):
+            if prepared.dtype is not None and x.is_floating_point():
+                x = x.to(prepared.dtype)
             if x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-        logits = network(x)
+        logits = prepared.network(x)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"teacher must return one tensor of logits, got {type(logits).__name__}"
@@ -279,24 +296,25 @@ class TeacherEnsemble(nn.Module):
             return logits.to(own)
         return logits
 
-    def _network(self, name: str) -> nn.Module:
+    def _network(self, name: str) -> _Prepared:
         """What runs for the network called `name`: a prepared copy, or itself."""
         source = getattr(self, name)
         if name == "pruned" and self.pruned_batchnorm == "train":
-            return source
+            return _Prepared([], source, None)
         state = _state_of(source)
         prepared = self._prepared.get(name)
         if prepared is None or prepared.state != state:
-            prepared = _Prepared(state, self._prepare(source))
+            dtype = _dtype_to_compute_in(self.dtype, source)
+            prepared = _Prepared(state, self._prepare(source, dtype), dtype)
             self._prepared[name] = prepared
-        return prepared.network
+        return prepared
 
-    def _prepare(self, source: nn.Module) -> nn.Module:
+    def _prepare(self, source: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         network = source
-        if self.dtype is not None or any(isinstance(m, _ConvNd) for m in source.modules()):
+        if dtype is not None or any(isinstance(m, _ConvNd) for m in source.modules()):
             network = copy.deepcopy(source)
             fold_batchnorm(network)
-            network.to(dtype=self.dtype)
+            network.to(dtype=dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -292,7 +292,8 @@ class RunConfig:
         output: the folder for everything that is written.
         seed: of the weights, the order of the images and every augmentation.
         precision: "fp32", or autocast in "bf16" or "fp16" (with loss scaling, on GPUs).
-        teacher_dtype: what the teacher computes in: "fp32" or "bf16".
+        teacher_dtype: what the teacher computes in: "fp32", or "bf16" where the processor or GPU
+            has instructions for it, else "fp32" as well.
         teacher_chunk: the most images that the teacher takes at a time. 0: 32 on a CPU, whose
             caches hold the activations of few, and on a GPU both batches of a step.
         compile: whether the student goes through `torch.compile`.

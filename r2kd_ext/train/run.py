@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
 
+from .._dtypes import processor_has_bfloat16
 from . import networks, trackers
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
@@ -88,6 +89,16 @@ def _check_teacher(config: Config, screen: Screen) -> None:
         )
 
 
+def _check_precision(config: Config, accelerator: Accelerator, screen: Screen) -> None:
+    """Say it where the processor has to emulate bfloat16."""
+    emulated = accelerator.device.type == "cpu" and not processor_has_bfloat16()
+    if config.run.precision == "bf16" and emulated:
+        screen.line(
+            "Note: this processor has no instructions for bfloat16, so run.precision bf16 takes "
+            "many times longer than fp32"
+        )
+
+
 def start(config: Config, accelerator: Accelerator, screen: Screen) -> tuple[Engine, Path]:
     """A new run, and its new folder: config.run.output, or that with -2, -3, ...
 
@@ -96,6 +107,7 @@ def start(config: Config, accelerator: Accelerator, screen: Screen) -> tuple[Eng
     """
     trackers.check(config.run.trackers)
     _check_teacher(config, screen)
+    _check_precision(config, accelerator, screen)
     # Looked up here, since to decode every image first may take long.
     for network in (config.student, config.teacher)[: 1 if config.method.name == "ce" else 2]:
         networks.find(network)
