@@ -25,6 +25,8 @@ _AVAILABLE = (
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
 )
+# About where torch itself takes oneDNN for every convolution, and below starts faster kernels.
+_FEWEST_SAMPLES, _FEWEST_VALUES = 16, 20480
 # By function, or by method of a tensor. In the last two the first operand becomes the sum.
 _ADDITIONS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: operator.add,
@@ -151,7 +153,9 @@ class _Convolution(nn.Module):
         self.operands, self.geometry = (weight, bias), geometry
 
     def forward(self, x: Tensor, other: Any = None) -> Tensor:
-        if x.dtype != torch.float32 or x.dim() != 4:
+        if x.dim() != 4 or x.dtype != torch.float32:
+            return self._plain(x, other)
+        if len(x) < _FEWEST_SAMPLES and x.numel() < _FEWEST_VALUES:
             return self._plain(x, other)
         operators, layer = torch.ops.mkldnn, (*self.operands, *self.geometry)
         if other is None:
