@@ -8,10 +8,11 @@ Contenders, all on the same inputs:
 - eager: the same formula in plain PyTorch operations;
 - compiled: `torch.compile` of it;
 - nothing: an autograd.Function of the same inputs and outputs that computes nothing;
-- ours in float32, beside bfloat16.
+- ours in float32, beside the 16-bit dtypes.
 
-Logits that fit the caches are measured twice: "resident", as a training loop has them right after
-its last layer, and "rotating" past the caches, as all larger ones are.
+float32 and bfloat16, and one case in float16. Logits that fit the caches are measured twice:
+"resident", as a training loop has them right after its last layer, and "rotating" past the caches,
+as all larger ones are.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from r2kd_ext.bench.short import drop_gradients, logits, training_call
 
 SHAPES = [(64, 100), (64, 200), (256, 1000), (128, 32000), (512, 32000)]
 DTYPES = [torch.float32, torch.bfloat16]
+FLOAT16 = ((256, 1000), "rotating")
 RESIDENT_BYTES = 8 << 20  # of logits and gradients that stay in the caches
 ROLES = {
     "ours": "ours", "eager": "reference", "compiled": "peer", "nothing": "unit",
@@ -113,7 +115,7 @@ def measure_case(
     turns: int,
     seconds: float,
 ) -> list[Row]:
-    """The rows of a case; those of bfloat16 have float32 beside them."""
+    """The rows of a case; those of a 16-bit dtype have float32 beside them."""
     contenders, data = calls(*shape, dtype, placed)
     if dtype != torch.float32:
         contenders["ours in float32"] = calls(*shape, torch.float32, placed)[0]["ours"]
@@ -139,7 +141,7 @@ def measure_case(
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    host = {dtype: empty_calls(dtype) for dtype in DTYPES}
+    host = {dtype: empty_calls(dtype) for dtype in (*DTYPES, torch.float16)}
     jobs = [
         Job(
             f"{shape[0]} x {shape[1]}, {placed}, {dtype}",
@@ -149,7 +151,7 @@ def main() -> None:
         for shape in SHAPES
         for placed in ("resident", "rotating")
         if placed == "rotating" or 2 * 3 * shape[0] * shape[1] * 4 <= RESIDENT_BYTES
-        for dtype in DTYPES
+        for dtype in (*DTYPES, *([torch.float16] if (shape, placed) == FLOAT16 else []))
     ]
     title = "correlation loss, forward + backward, medians; ratios of paired turns"
     run_jobs(jobs, options, title)

@@ -73,8 +73,6 @@ def measure_kernel(
             seconds=seconds,
             copied=shape[0] * shape[1],
             host={"ours": empty_calls(correlation, TERMS[terms])[passes]},
-            with_memory=False,
-            seconds_per_turn=0.02,
         )
     finally:
         torch.set_num_threads(before)

@@ -2,18 +2,20 @@
 
     python benchmarks/bench_rank.py [--turns 15] [--seconds S] [--output FILE.csv]
 
-Three operations, each timed in turn with its own contenders on the same inputs, in float32 where
-nothing else is said:
+Three operations, each timed in turn with its own contenders on the same inputs, in float32, and one
+shape of each in bfloat16, too. compiled is `torch.compile` of eager:
 
 - spearman: `r2kd_ext.spearman` of hard ranks, forward, against the published formula with argsort
-  of argsort in plain PyTorch, `torch.compile` of it, and 2 calls of `torch.sort`, one for each
-  input; one shape in bfloat16, too;
+  of argsort in plain PyTorch, and 2 calls of `torch.sort`, one for each input. At 512 x 32000,
+  where each takes seconds, there is eager alone;
 - soft_rank: `r2kd_ext.soft_rank`, forward + backward, against torchsort's compiled extension where
-  it is installed (`pip install torchsort --no-build-isolation`; what it computes is compared
-  first), and 3 calls of `torch.sort` on the input. At strength 1 a row of 100 or more normal
-  numbers is one pool, which ours does not sort; at 3 / C pools are a few neighbours;
+  it is installed (`pip install torchsort --no-build-isolation`; float32 only), up to 200 classes
+  `eager_soft_rank`, and 3 calls of `torch.sort` on the input. What they compute is compared first.
+  At strength 1 a row of 100 or more normal numbers is one pool, which ours does not sort; at 3 / C
+  pools are a few neighbours;
 - correlation: `r2kd_ext.correlation_kd`, forward + backward, with hard and with soft ranks, against
-  the same without a rank term, and with hard ranks against the eager formula.
+  the same without a rank term, and against the eager formula, which takes soft ranks from
+  `eager_soft_rank`. With soft ranks it is compiled at one shape.
 
 Inputs are standard normal and stay in place. A variant of a rank term is not a variant of the
 correlation benchmark, so the cases of both files differ. 512 x 32000 takes half a minute, and is
@@ -22,6 +24,7 @@ the last: the eager formula needs seconds a call, and an interval 6 turns.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -33,34 +36,84 @@ import torch
 from bench_correlation import eager as eager_value
 from harness import Call, Case, Job, Row, host_times, measure, parse_options, run_jobs
 from torch import Tensor
+from torch.nn import functional as F
 
 from r2kd_ext import correlation_kd, soft_rank, spearman
 
 RESULTS = Path(__file__).parent / "results" / "rank_cpu.csv"
-DTYPE = torch.float32
-SPEARMAN = [
-    (64, 100, torch.float32),
-    (256, 1000, torch.float32),
-    (256, 1000, torch.bfloat16),
-    (512, 32000, torch.float32),
-]
-COMPILED = [(64, 100, torch.float32), (256, 1000, torch.float32)]
-SOFT_RANK = [(64, classes, strength) for classes in (100, 1000, 10000)
-             for strength in (1.0, 3 / classes)]  # fmt: skip
-LOSS = [(64, 100), (64, 200), (256, 1000)]
+F32, BF16 = torch.float32, torch.bfloat16
+SLOW = (512, 32000)
+SPEARMAN = [(64, 100, F32), (256, 1000, F32), (256, 1000, BF16)]
+SOFT_RANK = [
+    *((64, classes, strength, F32) for classes in (100, 1000, 10000)
+      for strength in (1.0, 3 / classes)),
+    (64, 1000, 3 / 1000, BF16),
+]  # fmt: skip
+LOSS = [
+    *((*shape, rank, F32) for shape in ((64, 100), (64, 200), (256, 1000))
+      for rank in ("hard", "soft")),
+    (256, 1000, "hard", BF16),
+]  # fmt: skip
+EAGER_UP_TO = 200  # classes of eager_soft_rank, which takes memory of O(C^2) for each row
+COMPILED_UP_TO = 100  # classes of the loss with it, since that takes 10 seconds to compile
 Measured = tuple[Case, dict[str, Call]]
 
 
-def eager_spearman(x: Tensor, y: Tensor) -> Tensor:
-    """The published formula, as one would write it."""
-    classes = x.shape[1]
+def eager_rho(ranks: Tensor, others: Tensor) -> Tensor:
+    """The published cosine of ranks [B, C], as one would write it."""
+    classes = ranks.shape[1]
 
-    def centred(z: Tensor) -> Tensor:
-        ranks = (z.argsort(dim=1).argsort(dim=1) + 1) / (classes * (classes + 1) / 2)  # [B, C]
-        return ranks - ranks.mean(1, True)
+    def centred(ranks: Tensor) -> Tensor:
+        shares = ranks / (classes * (classes + 1) / 2)  # [B, C]
+        return shares - shares.mean(1, True)
 
-    a, b = centred(x), centred(y)
+    a, b = centred(ranks), centred(others)
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
+
+
+def eager_spearman(x: Tensor, y: Tensor) -> Tensor:
+    """The published formula of hard ranks."""
+    return eager_rho(*(z.argsort(dim=1).argsort(dim=1) + 1 for z in (x, y)))
+
+
+def eager_soft_rank(x: Tensor, strength: float | Tensor) -> Tensor:
+    """The soft ranks of `r2kd_ext.soft_rank` in float32, by operations that autograd and
+    `torch.compile` know; memory of O(B C^2).
+
+    The ranks are z - v, where z is x / strength in descending order, and v the non-increasing
+    isotonic regression of y = z - (C, ..., 1) (Blondel, Teboul, Berthet, Djolonga, "Fast
+    Differentiable Sorting and Ranking", ICML 2020). v is by the min-max formula (Robertson, Wright,
+    Dykstra, "Order Restricted Statistical Inference", 1988): v_i is the least over j <= i of the
+    largest over k >= i of the mean of y_j, ..., y_k.
+    """
+    classes = x.shape[1]
+    places = torch.arange(classes, device=x.device)
+    lengths = places - places[:, None] + 1  # [C, C] of j, ..., k
+    z, order = (x.float() / strength).sort(dim=1, descending=True)  # [B, C]
+    sums = F.pad((z - (classes - places)).cumsum(1), (1, 0))  # [B, C + 1]
+    means = (sums[:, None, 1:] - sums[:, :-1, None]) / lengths.clamp(min=1)  # [B, C, C]
+    largest = means.masked_fill(lengths < 1, -torch.inf).flip(2).cummax(2).values.flip(2)
+    v = largest.masked_fill(lengths < 1, torch.inf).amin(1)  # [B, C]
+    return (z - v).gather(1, order.argsort(1))
+
+
+def eager_loss(student: Tensor, teacher: Tensor, strength: float | None) -> Tensor:
+    """The default correlation loss with hard ranks, or soft ones of a strength; their weight 2."""
+    if strength is None:
+        rho = eager_spearman(student, teacher)
+    else:
+        rho = eager_rho(*(eager_soft_rank(x, strength) for x in (student, teacher)))
+    return eager_value(student, teacher) + 2 * (1 - rho.mean())
+
+
+@cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` of a function, of fewer shapes than it keeps."""
+    return torch.compile(function, dynamic=False)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def spearman_case(rows: int, classes: int, dtype: torch.dtype) -> Measured:
@@ -68,15 +121,15 @@ def spearman_case(rows: int, classes: int, dtype: torch.dtype) -> Measured:
     contenders: dict[str, Call] = {
         "ours": lambda _: spearman(x, y),
         "eager": lambda _: eager_spearman(x, y),
-        "2 torch.sort": lambda _: (torch.sort(x), torch.sort(y)),
     }
-    if (rows, classes, dtype) in COMPILED:
-        compiled = torch.compile(eager_spearman, dynamic=False)
-        contenders["compiled"] = lambda _: compiled(x, y)
+    if (rows, classes) != SLOW:
+        function = compiled(eager_spearman)
+        contenders["compiled"] = lambda _: function(x, y)
+        contenders["2 torch.sort"] = lambda _: (torch.sort(x), torch.sort(y))
     roles = {"ours": "ours", "eager": "reference", "compiled": "peer", "2 torch.sort": "unit"}
-    name = str(dtype).removeprefix("torch.")
     work = limits.hard_spearman(rows, classes, dtype)
-    case = Case("spearman", (rows, classes), name, work, roles, "forward", "hard", "resident")
+    shape = (rows, classes)
+    case = Case("spearman", shape, name_of(dtype), work, roles, "forward", "hard", "resident")
     return case, contenders
 
 
@@ -92,98 +145,113 @@ def training_call(
     return run
 
 
-def soft_rank_case(rows: int, classes: int, strength: float) -> Measured:
-    x, weight = torch.randn(rows, classes, requires_grad=True), torch.randn(rows, classes)
+def soft_rank_case(rows: int, classes: int, strength: float, dtype: torch.dtype) -> Measured:
+    x = torch.randn(rows, classes).to(dtype).requires_grad_()
+    weight = torch.randn(rows, classes)
 
     def sorts(call: int) -> None:
         for _ in range(3):
             torch.sort(x.detach())
 
-    ours = partial(soft_rank, strength=strength)
-    contenders = {"ours": training_call(ours, x, weight), "3 torch.sort": sorts}
-    if find_spec("torchsort"):
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "ours": partial(soft_rank, strength=strength)
+    }
+    if classes <= EAGER_UP_TO:
+        functions["eager"] = partial(eager_soft_rank, strength=strength)
+        # As a tensor the strength is an input, so that both are compiled at once.
+        functions["compiled"] = partial(compiled(eager_soft_rank), strength=torch.tensor(strength))
+    if find_spec("torchsort") and dtype == F32:
         import torchsort
 
-        peer = partial(torchsort.soft_rank, regularization_strength=strength)
-        torch.testing.assert_close(peer(x), ours(x), rtol=1e-3, atol=1e-2)
-        contenders["torchsort"] = training_call(peer, x, weight)
-    roles = {"ours": "ours", "torchsort": "peer", "3 torch.sort": "unit"}
-    work = limits.soft_rank(rows, classes, DTYPE)
+        functions["torchsort"] = partial(torchsort.soft_rank, regularization_strength=strength)
+    for other in list(functions.values())[1:]:
+        torch.testing.assert_close(other(x), functions["ours"](x), rtol=1e-3, atol=1e-2)
+    contenders = {name: training_call(function, x, weight) for name, function in functions.items()}
+    roles = {
+        "ours": "ours", "eager": "reference", "compiled": "peer", "torchsort": "peer",
+        "3 torch.sort": "unit",
+    }  # fmt: skip
+    work = limits.soft_rank(rows, classes, dtype)
     case = Case(
-        "soft_rank", (rows, classes), "float32", work, roles,
+        "soft_rank", (rows, classes), name_of(dtype), work, roles,
         variant=f"strength {strength:g}", inputs="resident",
     )  # fmt: skip
-    return case, contenders
+    return case, {**contenders, "3 torch.sort": sorts}
 
 
-def loss_case(rows: int, classes: int, rank: str) -> Measured:
-    student, teacher = torch.randn(rows, classes, requires_grad=True), torch.randn(rows, classes)
-
-    def trained(**options: Any) -> Call:
-        return training_call(partial(correlation_kd, teacher_logits=teacher, **options), student)
-
-    def eager(student: Tensor) -> Tensor:
-        return eager_value(student, teacher) + 2 * (1 - eager_spearman(student, teacher).mean())
-
+def loss_case(rows: int, classes: int, rank: str, dtype: torch.dtype) -> Measured:
+    student, teacher = (torch.randn(rows, classes).to(dtype) for _ in range(2))
+    student.requires_grad_()
+    soft = rank == "soft"
     strength = 3 / classes
-    if rank == "hard":
-        variant = "hard ranks"
-        contenders = {"ours": trained(rank_weight=2.0), "eager": training_call(eager, student)}
-    else:
-        variant = f"soft ranks, strength {strength:g}"
-        contenders = {"ours": trained(rank_weight=2.0, rank="soft", rank_strength=strength)}
+    ranked: dict[str, Any] = {"rank_weight": 2.0}
+    if soft:
+        ranked |= {"rank": "soft", "rank_strength": strength}
+
+    def trained(loss: Callable[..., Tensor], *options: Any, **named: Any) -> Call:
+        return training_call(lambda x: loss(x, teacher, *options, **named), student)
+
+    contenders = {"ours": trained(correlation_kd, **ranked)}
+    if not soft or classes <= EAGER_UP_TO:
+        eager_strength = strength if soft else None
+        contenders["eager"] = trained(eager_loss, eager_strength)
+        if not soft or classes <= COMPILED_UP_TO:
+            contenders["compiled"] = trained(compiled(eager_loss), eager_strength)
     case = Case(
         "correlation",
         (rows, classes),
-        "float32",
-        limits.ranked_correlation(rows, classes, DTYPE, soft=rank == "soft"),
-        {"ours": "ours", "eager": "reference", "ours without ranks": "unit"},
-        variant=variant,
+        name_of(dtype),
+        limits.ranked_correlation(rows, classes, dtype, soft=soft),
+        {"ours": "ours", "eager": "reference", "compiled": "peer", "ours without ranks": "unit"},
+        variant=f"soft ranks, strength {strength:g}" if soft else "hard ranks",
         inputs="resident",
     )
-    return case, {**contenders, "ours without ranks": trained()}
+    return case, {**contenders, "ours without ranks": trained(correlation_kd)}
 
 
 @cache
 def empty_calls(make: Callable[..., Measured], *options: Any) -> dict[str, float]:
     """Seconds of the calls themselves, on one number."""
-    return host_times(make(1, 1, *options)[1])
+    contenders = make(1, 1, *options)[1]
+    contenders.pop("compiled", None)  # another shape would compile anew
+    return host_times(contenders)
 
 
 def measure_case(
     make: Callable[..., Measured],
-    rows: int,
-    classes: int,
-    option: Any,
+    shape: tuple[int, int],
+    options: tuple[Any, ...],
     turns: int,
     seconds: float,
 ) -> list[Row]:
-    case, contenders = make(rows, classes, option)
-    slow = case.shape[0] * case.shape[1] > 1_000_000  # one eager call takes seconds there
+    start = time.monotonic()
+    case, contenders = make(*shape, *options)
+    host = empty_calls(make, *options)
     return measure(
         case,
         contenders,
         turns=turns,
-        seconds=seconds,
-        copied=case.shape[0] * case.shape[1],
-        warm_up=0 if slow else 2,
-        host=empty_calls(make, option),
+        seconds=seconds - (time.monotonic() - start),
+        copied=shape[0] * shape[1],
+        dtype=getattr(torch, case.dtype),
+        warm_up=0 if shape == SLOW else 2,
+        host=host,
     )
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    made: list[tuple[Callable[..., Measured], int, int, Any]] = [
-        *((spearman_case, *case) for case in SPEARMAN[:-1]),
-        *((soft_rank_case, *case) for case in SOFT_RANK),
-        *((loss_case, *shape, rank) for shape in LOSS for rank in ("hard", "soft")),
+    made: list[tuple[Callable[..., Measured], tuple[int, int], tuple[Any, ...]]] = [
+        *((spearman_case, case[:2], case[2:]) for case in SPEARMAN),
+        *((soft_rank_case, case[:2], case[2:]) for case in SOFT_RANK),
+        *((loss_case, case[:2], case[2:]) for case in LOSS),
+        (spearman_case, SLOW, (F32,)),
     ]
-    made.append((spearman_case, *SPEARMAN[-1]))
     jobs = [
-        Job(f"{make.__name__}, {rows} x {classes}, {option}",
-            partial(measure_case, make, rows, classes, option),
-            weight=len(made) - 1 if (rows, classes, option) == SPEARMAN[-1] else 1)
-        for make, rows, classes, option in made
+        Job(f"{make.__name__}, {shape[0]} x {shape[1]}, {', '.join(map(str, of_case))}",
+            partial(measure_case, make, shape, of_case),
+            weight=len(made) - 1 if shape == SLOW else 1)
+        for make, shape, of_case in made
     ]  # fmt: skip
     run_jobs(jobs, options, "ranks, medians; ratios of paired turns")
 

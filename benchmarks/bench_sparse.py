@@ -4,23 +4,27 @@
 
 - csr_linear: 256 x 2048 -> 2048, in float32 and bfloat16;
 - csr_conv2d: 3 x 3 with 128 channels on 64 x 16 x 16, and with 256 channels on 64 x 8 x 8, float32;
+  in bfloat16 the first on 8 images at one share of zeros, since the dense one takes seconds for 64
+  where the processor has no instructions for it;
 - sparsify: a pruned ResNet and a pruned multilayer perceptron as a whole.
 
 Forward only; a random share of a layer's weights is zero. ours is `SparseLinear`, `SparseConv2d` or
-the model that `sparsify` made; dense is torch's layer, or the pruned model, with the same zeros.
-torch.sparse is a CSR weight of torch: `linear` with it from 70% of zeros on, and for the
-convolution, which torch.sparse has not, the product with the unfolded images, from 90% on. Layers
-and inputs stay in place.
+the model that `sparsify` made; dense is torch's layer, or the pruned model, with the same zeros;
+compiled is `torch.compile` of dense. torch.sparse is a CSR weight of torch, float32: `linear` with
+it from 50% of zeros on, and for the convolution, which torch.sparse has not, the product with the
+unfolded images, at 90% and the second at 50%, where a call takes most of a second. Layers and
+inputs stay in place.
 """
 
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import limits
 import torch
@@ -36,13 +40,24 @@ SPARSITIES = {
     torch.float32: (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
     torch.bfloat16: (0.5, 0.9),
 }
-CONVOLUTIONS = {"csr_conv2d 128": (64, 128, 16, 16), "csr_conv2d 256": (64, 256, 8, 8)}
+# With the shares of zeros at which torch.sparse takes part; with fewer a call takes a second.
+CONVOLUTIONS = {(64, 128, 16, 16): (0.9,), (64, 256, 8, 8): (0.5, 0.9)}
 LINEAR = (256, 2048, 2048)
-VENDOR_LINEAR_FROM, VENDOR_CONV_FROM = 0.7, 0.9
-MEMORY_AT = 0.9  # zeros at which peak memory is measured
-MODEL_SPARSITIES = (0.1, 0.5, 0.9, 0.95)
-ROLES = {"ours": "ours", "dense": "reference", "torch.sparse": "peer"}
-Measured = tuple[Case, dict[str, Call], int]  # and how many elements the copy has
+BFLOAT16_CONVOLUTION = ((8, 128, 16, 16), torch.bfloat16, 0.9)
+VENDOR_LINEAR_FROM = 0.5  # of zeros
+HOST_AT = 0.9  # zeros of what is called for the time of the call itself
+MODEL_SPARSITIES = (0.1, 0.5, 0.9)
+ROLES = {"ours": "ours", "dense": "reference", "compiled": "peer", "torch.sparse": "peer"}
+
+
+class Measured(NamedTuple):
+    """A case with its contenders, how many elements the copy beside them has, and what measures the
+    time of the calls themselves."""
+
+    case: Case
+    contenders: dict[str, Call]
+    copied: int
+    host: Callable[[], dict[str, float]]
 
 
 def call(function: Callable[..., object], *inputs: object) -> Call:
@@ -62,6 +77,25 @@ def zeros(sparsity: float) -> str:
     return f"{100 * sparsity:g}% zeros"
 
 
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The dense layer; as its weight is an input, it is compiled once for all of a shape."""
+    return F.linear(x, weight, bias)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+@cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` of a function, of fewer shapes than it keeps."""
+    return torch.compile(function, dynamic=False)
+
+
 def linear_case(shape: tuple[int, int, int], dtype: torch.dtype, sparsity: float) -> Measured:
     rows, inputs, outputs = shape
     layer = zeroed(nn.Linear(inputs, outputs), sparsity).to(dtype)
@@ -69,14 +103,17 @@ def linear_case(shape: tuple[int, int, int], dtype: torch.dtype, sparsity: float
     contenders = {
         "ours": call(SparseLinear.from_dense(layer), x),
         "dense": call(layer, x),
+        "compiled": call(compiled(linear), x, layer.weight, layer.bias),
     }
     if sparsity >= VENDOR_LINEAR_FROM and dtype == torch.float32:
         weight = layer.weight.detach().to_sparse_csr()
         contenders["torch.sparse"] = call(F.linear, x, weight, layer.bias)
     work = limits.csr_linear(rows, inputs, outputs, int(layer.weight.count_nonzero()), dtype)
-    name = str(dtype).removeprefix("torch.")
-    case = Case("csr_linear", shape, name, work, ROLES, "forward", zeros(sparsity), "resident")
-    return case, contenders, x.numel()
+    case = Case(
+        "csr_linear", shape, name_of(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
+    )
+    host = partial(empty_calls, linear_case, (1, 1, 1), dtype, HOST_AT)
+    return Measured(case, contenders, x.numel(), host)
 
 
 def unfolded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -87,14 +124,18 @@ def unfolded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y + bias[:, None, None]
 
 
-def conv_case(shape: tuple[int, int, int, int], sparsity: float) -> Measured:
+def conv_case(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, sparsity: float, *, vendor: bool = False
+) -> Measured:
     channels = shape[1]
-    layer, x = zeroed(nn.Conv2d(channels, channels, 3, padding=1), sparsity), torch.randn(shape)
+    layer = zeroed(nn.Conv2d(channels, channels, 3, padding=1), sparsity).to(dtype)
+    x = torch.randn(shape).to(dtype)
     contenders = {
         "ours": call(SparseConv2d.from_dense(layer), x),
         "dense": call(layer, x),
+        "compiled": call(compiled(conv2d), x, layer.weight, layer.bias),
     }
-    if sparsity >= VENDOR_CONV_FROM:
+    if vendor:
         weight = layer.weight.detach().flatten(1).to_sparse_csr()
         with torch.no_grad():
             torch.testing.assert_close(
@@ -102,34 +143,51 @@ def conv_case(shape: tuple[int, int, int, int], sparsity: float) -> Measured:
             )
         contenders["torch.sparse"] = call(unfolded, x, weight, layer.bias)
     work = limits.csr_conv2d(
-        shape[0], shape[1:], shape[1:], int(layer.weight.count_nonzero()), torch.float32
+        shape[0], shape[1:], shape[1:], int(layer.weight.count_nonzero()), dtype
     )
-    case = Case("csr_conv2d", shape, "float32", work, ROLES, "forward", zeros(sparsity), "resident")
-    return case, contenders, x.numel()
+    case = Case(
+        "csr_conv2d", shape, name_of(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
+    )
+    host = partial(empty_calls, conv_case, (1, 1, 1, 1), dtype, HOST_AT, vendor=vendor)
+    return Measured(case, contenders, x.numel(), host)
 
 
-def networks() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
-    """Whole models with their inputs."""
-
-    def perceptron() -> tuple[nn.Module, Tensor]:
-        model = nn.Sequential(
-            nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 100)
-        )
-        return model, torch.randn(256, 1024)
-
-    return {
-        "resnet8x4": lambda: (models.create("resnet8x4", 100), torch.randn(16, 3, 32, 32)),
-        "perceptron": perceptron,
-    }
+def resnet(*, least: bool = False) -> tuple[nn.Module, Tensor]:
+    images = torch.randn(1, 3, 1, 1) if least else torch.randn(16, 3, 32, 32)
+    return models.create("resnet8x4", 100), images
 
 
-def model_case(name: str, sparsity: float) -> Measured:
-    model, x = networks()[name]()
+def perceptron(*, least: bool = False) -> tuple[nn.Module, Tensor]:
+    inputs, hidden, classes = (1, 1, 1) if least else (1024, 2048, 100)
+    model = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )  # fmt: skip
+    return model, torch.randn(1 if least else 256, inputs)
+
+
+# Whole models with their inputs; the least of each is for the time of the call itself.
+NETWORKS: dict[str, Callable[..., tuple[nn.Module, Tensor]]] = {
+    "resnet8x4": resnet, "perceptron": perceptron,
+}  # fmt: skip
+
+
+def model_case(
+    name: str, sparsity: float, *, least: bool = False, format: str = "auto"
+) -> Measured:
+    model, x = NETWORKS[name](least=least)
     dense = prune(model, sparsity).eval()
     with torch.no_grad():
-        sparse = sparsify(dense, x)
+        sparse = sparsify(dense, x, format)
         with FlopCounterMode(display=False) as counter:
             y = dense(x)
+    contenders = {
+        "ours": call(sparse, x),
+        "dense": call(dense, x),
+        # The pruned copies of a network share the compiled code.
+        "compiled": call(torch.compile(dense, dynamic=False), x),
+    }
     kept = sum(int(weight.count_nonzero()) for weight in dense.parameters())
     moved = 4 * (x.numel() + y.numel()) + (4 + limits.INDEX_BYTES) * kept
     # All layers are pruned alike, so what is left of the products is what is left of the weights.
@@ -138,51 +196,62 @@ def model_case(name: str, sparsity: float) -> Measured:
         "sparsify", tuple(x.shape), "float32", work, ROLES, "forward",
         f"{name}, {zeros(sparsity)}", "resident",
     )  # fmt: skip
-    return case, {"ours": call(sparse, x), "dense": call(dense, x)}, x.numel()
+    has_sparse = any(isinstance(layer, SparseConv2d | SparseLinear) for layer in sparse.modules())
+    # On the least input "auto" would choose anew.
+    chosen = "csr" if has_sparse else "dense"
+    host = partial(empty_calls, model_case, name, HOST_AT, least=True, format=chosen)
+    return Measured(case, contenders, x.numel(), host)
 
 
 @cache
-def empty_calls(op: str) -> dict[str, float]:
-    """Seconds of a layer's calls themselves, on one number; those of a whole model have none."""
-    if op == "csr_linear":
-        return host_times(linear_case((1, 1, 1), torch.float32, MEMORY_AT)[1])
-    return host_times(conv_case((1, 1, 1, 1), MEMORY_AT)[1]) if op == "csr_conv2d" else {}
+def empty_calls(make: Callable[..., Measured], *options: Any, **named: Any) -> dict[str, float]:
+    """Seconds of the calls themselves: a layer's on one number, a network's on a row of one number
+    or on an image of one pixel."""
+    contenders = make(*options, **named).contenders
+    del contenders["compiled"]  # another shape would compile anew
+    return host_times(contenders)
 
 
 def measure_case(make: Callable[[], Measured], turns: int, seconds: float) -> list[Row]:
     torch.manual_seed(0)
-    case, contenders, copied = make()
+    start = time.monotonic()
+    made = make()
+    host = made.host()
     return measure(
-        case,
-        contenders,
+        made.case,
+        made.contenders,
         turns=turns,
-        seconds=seconds,
-        copied=copied,
+        seconds=seconds - (time.monotonic() - start),
+        copied=made.copied,
         warm_up=1,
-        host=empty_calls(case.op),
-        with_memory=zeros(MEMORY_AT) in case.variant,
-        seconds_per_turn=0.02,
+        host=host,
     )
 
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-    float32 = SPARSITIES[torch.float32]
+    linears = [(dtype, share) for dtype, shares in SPARSITIES.items() for share in shares]
+    convolutions = [
+        (shape, torch.float32, share, share in vendor_at)
+        for shape, vendor_at in CONVOLUTIONS.items()
+        for share in SPARSITIES[torch.float32]
+    ]
+    convolutions.append((*BFLOAT16_CONVOLUTION, False))
     made = {
         **{
             f"csr_linear, {dtype}, {share}": partial(linear_case, LINEAR, dtype, share)
-            for dtype, shares in SPARSITIES.items()
-            for share in shares
+            for dtype, share in linears
         },
         **{
-            f"{name}, {share}": partial(conv_case, shape, share)
-            for name, shape in CONVOLUTIONS.items()
-            for share in float32
+            f"csr_conv2d {shape}, {dtype}, {share}": partial(
+                conv_case, shape, dtype, share, vendor=vendor
+            )
+            for shape, dtype, share, vendor in convolutions
         },
         **{
             f"sparsify {name}, {share}": partial(model_case, name, share)
-            for name in networks()
+            for name in NETWORKS
             for share in MODEL_SPARSITIES
         },
     }

@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = [*(group.results for group in run.GROUPS.values()), "ensemble_cpu_64.csv"]
 PAGE = ROOT / "docs" / "benchmarks.md"
+_LOSSES = ("ours", "eager", "compiled")
+_DENSE = ("dense", "compiled", "torch.sparse")
+_PASSES = ("four passes", "compiled")
 Row = dict[str, str]
 
 
@@ -100,14 +103,14 @@ def readme_table(folder: Path = RESULTS) -> str:
 def spearman_table(folder: Path = RESULTS) -> str:
     cells = [
         [
-            case["ours"]["shape"], case["ours"]["dtype"], microseconds(case["ours"]),
-            microseconds(case["eager"]), microseconds(case.get("compiled")),
-            times(case["eager"]), times(case["2 torch.sort"]),
+            case["ours"]["shape"], case["ours"]["dtype"],
+            *(microseconds(case.get(name)) for name in _LOSSES),
+            *(times(case.get(name)) for name in ("eager", "compiled", "2 torch.sort")),
         ]
         for case in by_case(results.load(folder / "rank_cpu.csv"))
         if case["ours"]["op"] == "spearman"
     ]  # fmt: skip
-    heads = ("hard `spearman`", "dtype", "ours", "eager", "compiled", "times eager",
+    heads = ("hard `spearman`", "dtype", *_LOSSES, "times eager", "times compiled",
              "times 2 `torch.sort`")  # fmt: skip
     return table(heads, cells, 2)
 
@@ -115,40 +118,39 @@ def spearman_table(folder: Path = RESULTS) -> str:
 def soft_rank_table(folder: Path = RESULTS) -> str:
     cells = [
         [
-            case["ours"]["shape"], case["ours"]["variant"].removeprefix("strength "),
-            microseconds(case["ours"]), microseconds(case.get("torchsort")),
-            times(case.get("torchsort")), times(case["3 torch.sort"]),
+            case["ours"]["shape"], case["ours"]["dtype"],
+            case["ours"]["variant"].removeprefix("strength "),
+            *(microseconds(case.get(name)) for name in (*_LOSSES, "torchsort")),
+            *(times(case.get(name)) for name in ("eager", "compiled", "torchsort", "3 torch.sort")),
         ]
         for case in by_case(results.load(folder / "rank_cpu.csv"))
         if case["ours"]["op"] == "soft_rank"
     ]  # fmt: skip
     heads = (
-        "`soft_rank`, forward + backward", "strength", "ours", "torchsort", "times torchsort",
-        "times 3 `torch.sort`",
+        "`soft_rank`, forward + backward", "dtype", "strength", *_LOSSES, "torchsort",
+        "times eager", "times compiled", "times torchsort", "times 3 `torch.sort`",
     )  # fmt: skip
-    return table(heads, cells)
+    return table(heads, cells, 2)
 
 
 def ranked_loss_table(folder: Path = RESULTS) -> str:
-    found: dict[str, list[dict[str, Row]]] = {}
-    for case in by_case(results.load(folder / "rank_cpu.csv")):
-        if case["ours"]["op"] == "correlation":
-            found.setdefault(case["ours"]["shape"], []).append(case)
     cells = []
-    for shape, (hard, soft) in found.items():
-        plain = "ours without ranks"
-        cells.append(
-            [
-                shape, microseconds(hard[plain]), microseconds(hard["ours"]),
-                microseconds(soft["ours"]),
-                *(f"{1 / float(case[plain]['times_ours']):.1f}" for case in (hard, soft)),
-            ]
-        )  # fmt: skip
+    for case in by_case(results.load(folder / "rank_cpu.csv")):
+        ours, plain = case["ours"], case.get("ours without ranks")
+        if ours["op"] == "correlation" and plain is not None:
+            cells.append(
+                [
+                    ours["shape"], ours["dtype"], ours["variant"], microseconds(plain),
+                    f"{1 / float(plain['times_ours']):.1f}",
+                    *(microseconds(case.get(name)) for name in _LOSSES),
+                    *(times(case.get(name)) for name in ("eager", "compiled")),
+                ]
+            )  # fmt: skip
     heads = (
-        "`correlation_kd`, forward + backward", "without ranks", "with hard ranks",
-        "with soft ranks", "hard takes of none", "soft of none",
+        "`correlation_kd`, forward + backward", "dtype", "rank term", "without", "ours takes of it",
+        *_LOSSES, "times eager", "times compiled",
     )  # fmt: skip
-    return table(heads, cells)
+    return table(heads, cells, 3)
 
 
 def rank_machine(folder: Path = RESULTS) -> str:
@@ -209,19 +211,19 @@ def sparse_table(folder: Path = RESULTS) -> str:
     rows = results.load(folder / "sparse_cpu.csv")
     cells = []
     for case in by_case(rows):
-        ours, vendor = case["ours"], case.get("torch.sparse")
+        ours, others = case["ours"], [case.get(name) for name in _DENSE]
         network, _, zeros = ours["variant"].rpartition(", ")
         cells.append(
             [
                 ours["op"], ours["shape"] + (f" ({network})" if network else ""), ours["dtype"],
                 zeros.removesuffix(" zeros"), milliseconds(ours, 2),
-                milliseconds(case["dense"], 2), milliseconds(vendor, 2),
-                times_with_interval(case["dense"]), times_with_interval(vendor),
+                *(milliseconds(other, 2) for other in others),
+                *(times_with_interval(other) for other in others),
             ]
         )  # fmt: skip
     heads = (
-        "op", "input, and outputs of a linear layer", "dtype", "zeros", "ours, ms", "dense, ms",
-        "torch.sparse, ms", "times dense", "times torch.sparse",
+        "op", "input, and outputs of a linear layer", "dtype", "zeros", "ours, ms",
+        *(f"{name}, ms" for name in _DENSE), *(f"times {name}" for name in _DENSE),
     )  # fmt: skip
     return f"{machine(rows)}.\n\n{table(heads, cells, 3)}"
 
@@ -232,13 +234,13 @@ def fused_linear_table(folder: Path = RESULTS) -> str:
         [
             case["ours"]["shape"], case["ours"]["dtype"],
             *(milliseconds(case.get(name), 0) for name in _LOSSES),
-            times_with_interval(case["eager"]),
+            *(times_with_interval(case.get(name)) for name in ("eager", "compiled")),
             *(memory(case.get(name)) for name in _LOSSES),
         ]
         for case in by_case(rows)
     ]  # fmt: skip
     heads = (
-        "N x V x H", "dtype", *(f"{name}, ms" for name in _LOSSES), "times eager",
+        "N x V x H", "dtype", *(f"{name}, ms" for name in _LOSSES), "times eager", "times compiled",
         *(f"{name}, MiB" for name in _LOSSES),
     )  # fmt: skip
     return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
@@ -249,12 +251,15 @@ def ensemble_table(name: str, folder: Path = RESULTS) -> str:
     cells = [
         [
             case["ours"]["variant"], case["ours"]["shape"],
-            milliseconds(case["ours"], 0), milliseconds(case["four passes"], 0),
-            times_with_interval(case["four passes"]),
+            *(milliseconds(case.get(name), 0) for name in ("ours", *_PASSES)),
+            *(times_with_interval(case.get(name)) for name in _PASSES),
         ]
         for case in by_case(rows)
     ]  # fmt: skip
-    heads = ("teacher", "images of both batches", "ours, ms", "four passes, ms", "times")
+    heads = (
+        "teacher", "images of both batches", "ours, ms", *(f"{name}, ms" for name in _PASSES),
+        *(f"times {name}" for name in _PASSES),
+    )  # fmt: skip
     return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
 
 
@@ -271,9 +276,6 @@ def steps_table(name: str, folder: Path = RESULTS) -> str:
     ]  # fmt: skip
     heads = ("teacher to student", "part", "images", "ours, ms", "published, ms", "times")
     return f"{machine(rows)}.\n\n{table(heads, cells, 3)}"
-
-
-_LOSSES = ("ours", "eager", "compiled")
 
 
 def replaced(text: str, name: str, content: str) -> str:

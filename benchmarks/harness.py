@@ -43,7 +43,7 @@ Row = dict[str, str]
 Name = TypeVar("Name", bound=Hashable)
 DISTURBED = 0.1  # of a processor that other processes take
 SAMPLED_EVERY = 1.0  # seconds, the matrix rate
-SLOW = 0.5  # seconds of a call whose peak memory is taken once
+SLOW = 0.02  # seconds of a call whose peak memory is taken once
 
 
 def parse_options(doc: str, results: Path) -> argparse.Namespace:
@@ -184,7 +184,7 @@ def time_with_rates(
     copied: int,
     dtype: torch.dtype = torch.float32,
     warm_up: int = 2,
-    seconds_per_turn: float = 0.05,
+    seconds_per_turn: float = 0.02,
     resident: bool = False,
 ) -> tuple[dict[str, Timing], Rates]:
     """The contenders in turn with a copy of `copied` elements, and the rates of that while."""
@@ -223,7 +223,7 @@ def measure(
     host: Mapping[str, float] | None = None,
     with_memory: bool = True,
     prepare: Callable[[], object] = lambda: None,
-    seconds_per_turn: float = 0.05,
+    seconds_per_turn: float = 0.02,
 ) -> list[Row]:
     """The rows of a case on the CPU: its contenders in turn with a copy of `copied` elements.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import limits
@@ -14,7 +16,7 @@ import numpy as np
 import published
 import torch
 from accelerate import Accelerator
-from harness import LEAST_TURNS, Call, Case, Row, peaks_of, time_with_rates
+from harness import LEAST_TURNS, Call, Case, Row, peaks_of, time_in_turns, time_with_rates
 from PIL import Image
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
@@ -118,27 +120,62 @@ def contenders_of(pair: Pair) -> Iterator[tuple[dict[str, Call], dict[str, Parts
         yield found, parts
 
 
+@cache
+def network_work(name: str, classes: int, size: int, *, trained: bool) -> limits.Network:
+    """What a network multiplies and adds for an image, backwards, too, if it is trained."""
+    with torch.device("meta"):  # the shapes alone matter
+        network = models.create(name, classes)
+        images = torch.zeros(2, 3, size, size)
+    with FlopCounterMode(display=False) as counter:
+        logits = network(images)
+        forward = counter.get_total_flops()
+        if trained:
+            logits.sum().backward()
+    backward = counter.get_total_flops() - forward
+    weights = sum(weight.numel() for weight in network.parameters())
+    # Two operations each, of two images: a batch norm cannot train on one.
+    return limits.Network(weights, forward // 4, backward // 4)
+
+
 def works(pair: Pair) -> dict[str, Work]:
     """The least work of each part of the step."""
-    networks, images = [], torch.zeros(2, 3, pair.size, pair.size)
-    for name in (pair.teacher, pair.student):
-        network = models.create(name, pair.classes)
-        with FlopCounterMode(display=False) as counter:
-            logits = network(images)
-            forward = counter.get_total_flops()
-            if name == pair.student:
-                logits.sum().backward()
-        backward = counter.get_total_flops() - forward
-        weights = sum(weight.numel() for weight in network.parameters())
-        # Two operations each, of two images: a batch norm cannot train on one.
-        networks.append(limits.Network(weights, forward // 4, backward // 4))
+    networks = (
+        network_work(name, pair.classes, pair.size, trained=name == pair.student)
+        for name in (pair.teacher, pair.student)
+    )
     return limits.step(pair.batch, 3 * pair.size**2, pair.classes, *networks)
 
 
+def _turns_by_part(parts: Mapping[str, Parts], count: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of the last steps by part and contender; parts that a contender has in no step are
+    left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, counting in parts.items():
+        steps = counting.steps[-count:]
+        for part in PARTS:
+            if all(part in step for step in steps):
+                found.setdefault(part, {})[name] = [step[part] for step in steps]
+    return found
+
+
+def host_times(pair: Pair) -> dict[str, dict[str, float]]:
+    """Seconds of the calls themselves: of the step ("step") and of its parts, by contender, on 2
+    images of 4 x 4."""
+    with contenders_of(pair._replace(batch=2, size=4)) as (contenders, parts):
+        timings = time_in_turns(contenders, turns=LEAST_TURNS, warm_up=0, seconds_per_turn=1e-9)
+        turns = _turns_by_part(parts, LEAST_TURNS)
+    found = {"step": {name: timing.median for name, timing in timings.items()}}
+    for part, of_part in turns.items():
+        found[part] = {name: median(seconds) for name, seconds in of_part.items()}
+    return found
+
+
 def measure_pair(
-    pair: Pair, turns: int, seconds: float, *, by_part: bool = False, with_memory: bool = False
+    pair: Pair, turns: int, seconds: float, *, by_part: bool = False, with_host: bool = False
 ) -> list[Row]:
-    """The rows of a pair's step, and of its parts, if asked for."""
+    """The rows of a pair's step, and of its parts and with the calls' own time, if asked for."""
+    start = time.monotonic()
+    host = host_times(pair) if with_host else {}
     roles = {"copy": "unit", **ROLES}
     work = works(pair)
     shape = (pair.batch, 3, pair.size, pair.size)
@@ -148,22 +185,16 @@ def measure_pair(
         copied = 2 * pair.batch * 3 * pair.size**2
         # So short that each turn is one call: that of the parts.
         timings, rates = time_with_rates(
-            contenders, turns=min(turns, LEAST_TURNS), seconds=seconds, copied=copied, warm_up=0,
-            seconds_per_turn=1e-9, resident=True,
+            contenders, turns=min(turns, LEAST_TURNS), seconds=seconds - (time.monotonic() - start),
+            copied=copied, warm_up=0, seconds_per_turn=1e-9, resident=True,
         )  # fmt: skip
-        count = len(timings["ours"].turns)
-        steps = {name: counting.steps[-count:] for name, counting in parts.items()}
-        peaks = peaks_of(contenders, timings) if with_memory else None
+        by_parts = _turns_by_part(parts, len(timings["ours"].turns))
+        peaks = peaks_of(contenders, timings)
     origin = machine()
-    rows = rows_of(case, timings, rates, origin, peaks=peaks)
+    rows = rows_of(case, timings, rates, origin, host.get("step"), peaks)
     for part in PARTS if by_part else ():
-        of_part = {
-            name: timing_of([step[part] for step in found])
-            for name, found in steps.items()
-            if all(part in step for step in found)
-        }
-        if of_part:
-            rows += rows_of(
-                case._replace(op=f"step: {part}", work=work[part]), of_part, rates, origin
-            )
+        if part in by_parts:
+            of_part = {name: timing_of(found) for name, found in by_parts[part].items()}
+            case_of_part = case._replace(op=f"step: {part}", work=work[part])
+            rows += rows_of(case_of_part, of_part, rates, origin, host.get(part))
     return rows

@@ -64,7 +64,7 @@ def test_the_limit_has_the_products_that_torch_counts(load: Any) -> None:
 def test_rows_of_a_pair(load: Any, tmp_path: Path) -> None:
     steps: ModuleType = load("steps")
     pair = steps.Pair("resnet14", "resnet8", classes=10, batch=4, size=16)
-    rows = steps.measure_pair(pair, 6, 1.0, by_part=True, with_memory=True)
+    rows = steps.measure_pair(pair, 6, 1.0, by_part=True, with_host=True)
     results.save(tmp_path / "a.csv", rows)
     cases: dict[str, dict[str, dict[str, str]]] = {}
     for row in results.load(tmp_path / "a.csv"):
@@ -73,6 +73,10 @@ def test_rows_of_a_pair(load: Any, tmp_path: Path) -> None:
     assert set(whole) >= {"ours", "published", "copy"}
     assert whole["ours"]["variant"] == "resnet14 to resnet8"
     assert float(whole["published"]["peak_mib"]) > 0
+    for name in ("ours", "published"):  # 2 images of 4 x 4 against 4 of 16 x 16
+        assert 0 < float(whole[name]["host_us"]) < float(whole[name]["us"])
+        of_parts = [float(case[name]["host_us"]) for case in cases.values()]
+        assert sum(of_parts) == pytest.approx(float(whole[name]["host_us"]), rel=0.2)
     assert list(cases) == [
         f"step: {part}"
         for part in ("augment", "teacher", "student forward", "loss", "backward", "optimiser")

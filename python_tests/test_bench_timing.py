@@ -72,6 +72,43 @@ def test_fewer_turns_when_time_is_short(clock: Clock, monkeypatch: pytest.Monkey
     assert clock.now - begin < 100
 
 
+def test_long_calls_have_no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have their own caches for most of their time; shorter ones and those that compile in
+    their first call are warmed up."""
+    clock = clock_without_noise(monkeypatch)
+    seen: dict[str, list[int]] = {"short": [], "long": [], "compiled": []}
+
+    def noted(name: str, seconds: float, first: float = 0.0) -> Callable[[int], None]:
+        def run(call: int) -> None:
+            clock.work(seconds if seen[name] else seconds + first)(call)
+            seen[name].append(call)
+
+        return run
+
+    timings = timing.time_in_turns(
+        {
+            "short": noted("short", 0.08),
+            "long": noted("long", 0.12),
+            "compiled": noted("compiled", 0.08, first=5.0),
+        },
+        turns=6,
+        seconds_per_turn=0.01,
+    )
+    for name in ("short", "compiled"):  # 3 calls that say how often to repeat, then the turns
+        assert seen[name] == [0, 1, 2] + 6 * [0, 1, 2]
+        assert timings[name].turns == pytest.approx(6 * [0.08])
+    assert seen["long"] == [0, 1] + 6 * [0]
+    assert timings["long"].turns == pytest.approx(6 * [0.12])
+
+
+def test_the_time_of_long_calls_has_no_warm_up_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = clock_without_noise(monkeypatch)
+    run = {"ours": clock.work(0.5)}
+    timings = timing.time_in_turns(run, turns=30, warm_up=2, seconds=10.1)
+    assert len(timings["ours"].turns) == 18  # 2 calls before them
+    assert clock.now == pytest.approx(10)
+
+
 def test_calls_are_numbered_so_that_inputs_rotate() -> None:
     seen: list[int] = []
     timing.time_in_turns({"ours": seen.append}, turns=6, warm_up=4, seconds_per_turn=1e-5)

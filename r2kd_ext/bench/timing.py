@@ -20,6 +20,7 @@ from .intervals import Interval, median_interval
 
 ROTATED_BYTES = 128 << 20  # of inputs that are to come from memory; more than the caches hold
 LEAST_TURNS = 6  # from which on a median has an interval at 95%
+WARMS_ITSELF = 0.1  # seconds of a call that has its own caches for most of its time
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _T = TypeVar("_T")
 Name = TypeVar("Name", bound=Hashable)
@@ -72,17 +73,21 @@ def time_in_turns(
     not fit the caches together. One turn repeats it for about `seconds_per_turn`, after `warm_up`
     calls that do not count: caches, predictors and freed memory are then its own and not those of
     the contender before. With as many as there are inputs, each gradient has been replaced once.
+    A call of a tenth of a second or more needs none, but for those that say how often to repeat.
     Where all would take more than `seconds`, with the calls that say how often to repeat, there are
     fewer turns, but not less than 6.
     """
-    calls, whole, start = {}, 0.0, time.perf_counter()
+    calls, before, whole, start = {}, {}, 0.0, time.perf_counter()
     for name, run in contenders.items():
         once = _seconds(run, 1)  # compiles, allocates, wakes threads
         if once < 10 * seconds_per_turn or warm_up:
-            once = min(_seconds(run, 1, first=1), _seconds(run, 1, first=2))
+            once = _seconds(run, 1, first=1)
+            if once < WARMS_ITSELF:
+                once = min(once, _seconds(run, 1, first=2))
         least = 1 if once > seconds_per_turn else warm_up
         calls[name] = max(least, min(2000, round(seconds_per_turn / once)))
-        whole += once * (calls[name] + warm_up)
+        before[name] = warm_up if once < WARMS_ITSELF else 0
+        whole += once * (calls[name] + before[name])
     if seconds is not None:
         left = seconds - (time.perf_counter() - start)
         turns = int(min(turns, max(LEAST_TURNS, left / whole)))
@@ -91,8 +96,8 @@ def time_in_turns(
     try:
         for turn in range(turns):
             for name, run in list(contenders.items())[:: -1 if turn % 2 else 1]:
-                _seconds(run, warm_up)
-                samples[name].append(_seconds(run, calls[name], first=warm_up) / calls[name])
+                _seconds(run, before[name])
+                samples[name].append(_seconds(run, calls[name], first=before[name]) / calls[name])
     finally:
         gc.enable()
     return {name: timing_of(values) for name, values in samples.items()}
@@ -132,7 +137,7 @@ def peak_memory(
             return thread.submit(measure, call).result()
 
     _keep_freed_blocks(below=128 << 10)
-    gc.collect()
+    gc.collect(1)  # what is older is not the calls', and takes long to go through
     try:
         return max(measure_in_a_thread(call) for call in range(calls))
     finally:
