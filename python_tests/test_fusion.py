@@ -31,6 +31,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def plain(network: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         out: Tensor = network(x)
+    assert getattr(network, "agrees", True)  # else it would have been the plain network's
     return out
 
 
@@ -392,6 +393,28 @@ def test_inputs_that_the_network_takes_as_it_was() -> None:
         fused(x[:, :2])
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"(?i)double"):
         fused(x.double())
+
+
+class Asking(nn.Module):
+    """Branches on the type of its input, for which torch.fx has a stand-in while it traces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x)) * (1 if isinstance(x, Tensor) else -1)
+
+
+def test_a_graph_that_is_not_the_network_does_not_run() -> None:
+    network, x = Asking(), normal(16, 4, 9, 7)
+    fused = fuse_activations(network)
+    assert isinstance(fused, fusion._Fused)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(fused(x), network(x))
+    assert not fused.agrees
 
 
 def test_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
