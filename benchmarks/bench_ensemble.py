@@ -6,8 +6,9 @@ A step of R2KD needs the blended logits of a clean and of an augmented batch. Pu
 and its pruned copy run on each, four forward passes. `TeacherEnsemble.both` folds batch norms,
 computes in channels-last order, and takes as many images at a time as were measured to be fastest.
 Images of 64 x 64, 200 classes, random weights: ResNet56 and WRN-40-2 with 64 images to a batch, as
-published, unless the time is limited: then ResNet56 with 16. At most 6 turns, since a call takes
-long. "compiled" is `torch.compile` of both networks of the four passes, which takes 20 seconds.
+published, unless the time is limited: then 16. At most 6 turns, since a call takes long. "compiled"
+is `torch.compile` of both networks of the four passes, which takes 20 seconds, so only where the
+time is not limited.
 bfloat16 is timed where the processor has instructions for it. The unit is a copy of the images'
 size.
 """
@@ -37,11 +38,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from r2kd_ext import TeacherEnsemble, models, prune
+from r2kd_ext._dtypes import processor_has_bfloat16
 
 RESULTS = Path(__file__).parent / "results" / "ensemble_cpu.csv"
 NETWORKS = ("resnet56", "wrn_40_2")
 PUBLISHED_BATCH = 64
-LIMITED_BATCH = 16  # where the time is limited, of the first network alone
+LIMITED_BATCH = 16  # where the time is limited
 SIZE, CLASSES = 64, 200
 ROLES = {
     "ours": "ours", "four passes": "reference", "compiled": "peer", "ours in bfloat16": "peer",
@@ -67,7 +69,9 @@ def products(network: nn.Module, size: int = SIZE) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def contenders_of(teacher: nn.Module, batch: int, size: int) -> dict[str, Call]:
+def contenders_of(
+    teacher: nn.Module, batch: int, size: int, *, compiles: bool = False
+) -> dict[str, Call]:
     """Our forward passes of two batches of images and the published ones, networks in eval mode."""
     images = [torch.randn(batch, 3, size, size) for _ in range(2)]
     networks = [teacher.eval(), prune(teacher, 0.1).eval()]
@@ -78,27 +82,28 @@ def contenders_of(teacher: nn.Module, batch: int, size: int) -> dict[str, Call]:
     contenders = {
         "ours": both(TeacherEnsemble(teacher)),
         "four passes": four_passes(networks, images),
-        "compiled": four_passes([torch.compile(x, dynamic=False) for x in networks], images),
     }
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if compiles:
+        compiled = [torch.compile(x, dynamic=False) for x in networks]
+        contenders["compiled"] = four_passes(compiled, images)
+    if processor_has_bfloat16():
         contenders["ours in bfloat16"] = both(TeacherEnsemble(teacher, dtype=torch.bfloat16))
     return contenders
 
 
 def empty_calls(teacher: nn.Module) -> dict[str, float]:
     """Seconds of the calls themselves, on images of one number in each channel."""
-    contenders = contenders_of(teacher, 1, 1)
-    del contenders["compiled"]  # another shape would compile anew
-    return host_times(contenders)
+    return host_times(contenders_of(teacher, 1, 1))
 
 
 def measure_network(name: str, turns: int, seconds: float) -> list[Row]:
     """Our forward passes and the published ones."""
     start = time.monotonic()
-    batch = PUBLISHED_BATCH if math.isinf(seconds) else LIMITED_BATCH
+    unlimited = math.isinf(seconds)
+    batch = PUBLISHED_BATCH if unlimited else LIMITED_BATCH
     teacher = models.create(name, CLASSES).eval()
     host = empty_calls(teacher)
-    contenders = contenders_of(teacher, batch, SIZE)
+    contenders = contenders_of(teacher, batch, SIZE, compiles=unlimited)
     weights = sum(weight.numel() for weight in teacher.parameters())
     numbers = 3 * SIZE * SIZE
     work = limits.ensemble(2 * batch, numbers, CLASSES, weights, products(teacher))
@@ -120,8 +125,7 @@ def measure_network(name: str, turns: int, seconds: float) -> list[Row]:
 
 def main() -> None:
     options = parse_options(__doc__ or "", RESULTS)
-    names = NETWORKS if math.isinf(options.seconds) else NETWORKS[:1]
-    jobs = [Job(name, partial(measure_network, name)) for name in names]
+    jobs = [Job(name, partial(measure_network, name)) for name in NETWORKS]
     run_jobs(jobs, options, "the teachers of a step, medians; ratios of paired turns")
 
 

@@ -46,7 +46,8 @@ LINEAR = (256, 2048, 2048)
 BFLOAT16_CONVOLUTION = ((8, 128, 16, 16), torch.bfloat16, 0.9)
 VENDOR_LINEAR_FROM = 0.5  # of zeros
 HOST_AT = 0.9  # zeros of what is called for the time of the call itself
-MODEL_SPARSITIES = (0.1, 0.5, 0.9)
+CONVOLUTION_SPARSITIES = (0.1, 0.5, 0.7, 0.8, 0.9, 0.95)
+MODEL_SPARSITIES = (0.1, 0.5, 0.95)
 ROLES = {"ours": "ours", "dense": "reference", "compiled": "peer", "torch.sparse": "peer"}
 
 
@@ -235,7 +236,7 @@ def main() -> None:
     convolutions = [
         (shape, torch.float32, share, share in vendor_at)
         for shape, vendor_at in CONVOLUTIONS.items()
-        for share in SPARSITIES[torch.float32]
+        for share in CONVOLUTION_SPARSITIES
     ]
     convolutions.append((*BFLOAT16_CONVOLUTION, False))
     made = {

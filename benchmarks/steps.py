@@ -22,6 +22,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from r2kd_ext import models
+from r2kd_ext._dtypes import processor_has_bfloat16
 from r2kd_ext.bench.machine import machine
 from r2kd_ext.bench.results import Work, rows_of
 from r2kd_ext.bench.timing import timing_of
@@ -108,7 +109,7 @@ def contenders_of(pair: Pair) -> Iterator[tuple[dict[str, Call], dict[str, Parts
             "ours": ours("fp32", "fp32", counted("ours")),
             "published": published.step(*pair, counted("published")),
         }
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if processor_has_bfloat16():
             for name, precision in (
                 ("ours, teacher in bfloat16", "fp32"), ("ours in bfloat16", "bf16"),
             ):  # fmt: skip

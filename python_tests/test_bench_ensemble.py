@@ -32,7 +32,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_contenders_compute_the_same(bench: ModuleType) -> None:
-    contenders = bench.contenders_of(models.create("resnet8", 10), 2, 8)
+    contenders = bench.contenders_of(models.create("resnet8", 10), 2, 8, compiles=True)
     ours = contenders["ours"](0)
     for name in ("four passes", "compiled"):
         torch.testing.assert_close(tuple(contenders[name](0)), tuple(ours), rtol=1e-4, atol=1e-5)
@@ -48,9 +48,12 @@ def test_networks_and_images_in_a_given_time_and_without_one(
     bench.main()
     rows = [row for row in results.load(path) if row["role"] != "unit"]
     found = {(row["variant"], row["shape"].split(" x ")[0]) for row in rows}
-    limited = {("resnet8", "4")}
-    assert found == (limited if seconds == "0.1" else {("resnet8", "8"), ("resnet14", "8")})
-    assert {row["contender"] for row in rows} >= {"ours", "four passes", "compiled"}
+    limited = seconds == "0.1"
+    # With so little time the second network is left out, as any job is.
+    whole = {("resnet8", "8"), ("resnet14", "8")}
+    assert found == ({("resnet8", "4")} if limited else whole)
+    contenders = {row["contender"] for row in rows} - {"ours in bfloat16"}
+    assert contenders == {"ours", "four passes"} | (set() if limited else {"compiled"})
     for row in rows:
         assert row["peak_mib"]
         assert bool(row["host_us"]) == (row["contender"] != "compiled")

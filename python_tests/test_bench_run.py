@@ -33,6 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "HERE", tmp_path)
     monkeypatch.setattr(module, "GROUPS", groups)
     monkeypatch.setattr(module, "START_SECONDS", 0)
+    monkeypatch.setattr(module, "IMPORTED_ONCE", [])
     return module
 
 
