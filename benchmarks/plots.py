@@ -159,7 +159,7 @@ PLOTS = {
     "memory": ("growth_cpu.csv", memory),
     "memory_over_vocabulary": ("fused_linear_cpu.csv", memory_over_vocabulary),
     "break_even": ("sparse_cpu.csv", break_even),
-    "step_parts": ("step_cpu.csv", step_parts),
+    "step_parts": ("step_cpu_64.csv", step_parts),
 }
 
 

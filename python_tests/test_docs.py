@@ -78,6 +78,20 @@ def test_result_files_have_the_schema_and_stay_below_the_limit(docs: ModuleType)
         assert float(row["share_of_limit"]) < 1.3, row
 
 
+def test_memory_and_host_time_are_there_but_where_the_docs_say(docs: ModuleType) -> None:
+    """`What has no contender or no figure` in docs/benchmarks.md."""
+    for name in docs.FILES:
+        if name == "growth_cpu.csv":
+            continue
+        for row in results.load(docs.RESULTS / name):
+            if row["role"] == "unit":
+                continue
+            where = (name, row["op"], row["shape"], row["contender"])
+            assert bool(row["peak_mib"]) == (not row["op"].startswith("step:")), where
+            has_host = row["contender"] != "compiled" and name != "zoo_cpu.csv"
+            assert bool(row["host_us"]) == has_host, where
+
+
 def test_the_correlation_has_its_peak_memory_and_the_vocabulary_doubles(docs: ModuleType) -> None:
     rows = results.load(docs.RESULTS / "correlation_cpu.csv")
     assert all(row["peak_mib"] for row in rows if row["role"] in ("ours", "reference", "peer"))
