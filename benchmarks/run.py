@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import runpy
 import sys
 import time
@@ -93,6 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.seconds > 0:
         parser.error(f"--seconds must be > 0, got {options.seconds}")
+    folder = options.folder.resolve()
+    os.chdir(HERE)  # where the process that imports looks first: not beside the package's sources
     PROCESSES.set_forkserver_preload(IMPORTED_ONCE)
     start = time.monotonic()
     failed = []
@@ -104,7 +107,7 @@ def main() -> None:
         seconds = max(left, 0) * GROUPS[name].part / parts
         at_most = max(left + (OVERRUN - 1) * options.seconds, 1)
         limit = min(2 * seconds + START_SECONDS, at_most)
-        problem = run(GROUPS[name], options.folder.resolve(), options.turns, seconds, limit)
+        problem = run(GROUPS[name], folder, options.turns, seconds, limit)
         print(f"=== {name}: {problem or 'done'}, {time.monotonic() - begin:.0f} s", flush=True)
         failed += [name] if problem else []
     print(f"all took {time.monotonic() - start:.0f} s")

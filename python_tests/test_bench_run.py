@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "GROUPS", groups)
     monkeypatch.setattr(module, "START_SECONDS", 0)
     monkeypatch.setattr(module, "IMPORTED_ONCE", [])
+    monkeypatch.chdir(tmp_path)  # and back
     return module
 
 
@@ -94,3 +96,25 @@ def test_the_scripts_of_all_groups_are_there(monkeypatch: pytest.MonkeyPatch) ->
     for group in groups.values():
         assert (folder / group.script).exists()
     assert len({group.results for group in groups.values()}) == len(groups)
+
+
+def test_groups_import_nothing_from_where_they_are_called(tmp_path: Path) -> None:
+    """`make bench` is called beside the package's sources, and is about the installed package."""
+    decoy, marker = tmp_path / "checkout", tmp_path / "imported"
+    decoy.mkdir()
+    (decoy / "decoy.py").write_text(f"open({str(marker)!r}, 'w')")
+    (tmp_path / "works.py").write_text("")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent.parent / 'benchmarks')!r})\n"
+        "import run\n"
+        "from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        f"    run.HERE, run.IMPORTED_ONCE = Path({str(tmp_path)!r}), ['decoy']\n"
+        "    run.GROUPS = {'works': run.Group('works.py', 'works.csv', 1)}\n"
+        "    sys.argv = ['run.py', '--only', 'works']\n"
+        "    run.main()\n"
+    )
+    subprocess.run([sys.executable, str(program)], cwd=decoy, check=True)
+    assert not marker.exists()
