@@ -30,6 +30,7 @@ from harness import (
     Case,
     Job,
     Row,
+    dtype_text,
     host_times,
     measure,
     parse_options,
@@ -123,7 +124,7 @@ def measure_case(
         Case(
             "correlation",
             shape,
-            str(dtype).removeprefix("torch."),
+            dtype_text(dtype),
             limits.correlation(*shape, dtype),
             ROLES,
             inputs=placed,

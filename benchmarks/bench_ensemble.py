@@ -16,7 +16,6 @@ size.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ import limits
 import torch
 from harness import (
     LEAST_TURNS,
+    Budget,
     Call,
     Case,
     Job,
@@ -98,7 +98,7 @@ def empty_calls(teacher: nn.Module) -> dict[str, float]:
 
 def measure_network(name: str, turns: int, seconds: float) -> list[Row]:
     """Our forward passes and the published ones."""
-    start = time.monotonic()
+    budget = Budget(seconds, 1)
     unlimited = math.isinf(seconds)
     batch = PUBLISHED_BATCH if unlimited else LIMITED_BATCH
     teacher = models.create(name, CLASSES).eval()
@@ -116,7 +116,7 @@ def measure_network(name: str, turns: int, seconds: float) -> list[Row]:
         case,
         contenders,
         turns=min(turns, LEAST_TURNS),
-        seconds=seconds - (time.monotonic() - start),
+        seconds=budget.left(),
         copied=2 * batch * numbers,
         warm_up=0,
         host=host,

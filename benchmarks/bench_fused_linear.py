@@ -17,14 +17,24 @@ more than the caches hold.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
 import limits
 import torch
-from harness import Call, Case, Job, Row, host_times, measure, parse_options, run_jobs
+from harness import (
+    Budget,
+    Call,
+    Case,
+    Job,
+    Row,
+    dtype_text,
+    host_times,
+    measure,
+    parse_options,
+    run_jobs,
+)
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -96,7 +106,7 @@ def measure_shape(
     rows: int, classes: int, hidden: int, dtype: torch.dtype, turns: int, seconds: float
 ) -> list[Row]:
     """The rows of a case, whose contenders are first seen to compute the same."""
-    start = time.monotonic()
+    budget = Budget(seconds, 1)
     contenders, drop = contenders_of(rows, classes, hidden, dtype)
     if classes == min(CLASSES):
         del contenders["compiled"]
@@ -108,14 +118,14 @@ def measure_shape(
         Case(
             "fused_linear_correlation",
             (rows, classes, hidden),
-            str(dtype).removeprefix("torch."),
+            dtype_text(dtype),
             limits.fused_linear(rows, classes, hidden, hidden, dtype),
             ROLES,
             inputs="resident",
         ),
         contenders,
         turns=turns,
-        seconds=seconds - (time.monotonic() - start),
+        seconds=budget.left(),
         copied=rows * classes,
         dtype=dtype,
         warm_up=0,

@@ -24,7 +24,6 @@ the last: the eager formula needs seconds a call, and an interval 6 turns.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -34,7 +33,19 @@ from typing import Any
 import limits
 import torch
 from bench_correlation import eager as eager_value
-from harness import Call, Case, Job, Row, host_times, measure, parse_options, run_jobs
+from harness import (
+    Budget,
+    Call,
+    Case,
+    Job,
+    Row,
+    compiled,
+    dtype_text,
+    host_times,
+    measure,
+    parse_options,
+    run_jobs,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,16 +116,6 @@ def eager_loss(student: Tensor, teacher: Tensor, strength: float | None) -> Tens
     return eager_value(student, teacher) + 2 * (1 - rho.mean())
 
 
-@cache
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`torch.compile` of a function, of fewer shapes than it keeps."""
-    return torch.compile(function, dynamic=False)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def spearman_case(rows: int, classes: int, dtype: torch.dtype) -> Measured:
     x, y = (torch.randn(rows, classes).to(dtype) for _ in range(2))  # [B, C] each
     contenders: dict[str, Call] = {
@@ -128,7 +129,7 @@ def spearman_case(rows: int, classes: int, dtype: torch.dtype) -> Measured:
     roles = {"ours": "ours", "eager": "reference", "compiled": "peer", "2 torch.sort": "unit"}
     work = limits.hard_spearman(rows, classes, dtype)
     shape = (rows, classes)
-    case = Case("spearman", shape, name_of(dtype), work, roles, "forward", "hard", "resident")
+    case = Case("spearman", shape, dtype_text(dtype), work, roles, "forward", "hard", "resident")
     return case, contenders
 
 
@@ -172,7 +173,7 @@ def soft_rank_case(rows: int, classes: int, strength: float, dtype: torch.dtype)
     }  # fmt: skip
     work = limits.soft_rank(rows, classes, dtype)
     case = Case(
-        "soft_rank", (rows, classes), name_of(dtype), work, roles,
+        "soft_rank", (rows, classes), dtype_text(dtype), work, roles,
         variant=f"strength {strength:g}", inputs="resident",
     )  # fmt: skip
     return case, {**contenders, "3 torch.sort": sorts}
@@ -199,7 +200,7 @@ def loss_case(rows: int, classes: int, rank: str, dtype: torch.dtype) -> Measure
     case = Case(
         "correlation",
         (rows, classes),
-        name_of(dtype),
+        dtype_text(dtype),
         limits.ranked_correlation(rows, classes, dtype, soft=soft),
         {"ours": "ours", "eager": "reference", "compiled": "peer", "ours without ranks": "unit"},
         variant=f"soft ranks, strength {strength:g}" if soft else "hard ranks",
@@ -223,14 +224,14 @@ def measure_case(
     turns: int,
     seconds: float,
 ) -> list[Row]:
-    start = time.monotonic()
+    budget = Budget(seconds, 1)
     case, contenders = make(*shape, *options)
     host = empty_calls(make, *options)
     return measure(
         case,
         contenders,
         turns=turns,
-        seconds=seconds - (time.monotonic() - start),
+        seconds=budget.left(),
         copied=shape[0] * shape[1],
         dtype=getattr(torch, case.dtype),
         warm_up=0 if shape == SLOW else 2,

@@ -19,7 +19,6 @@ inputs stay in place.
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -28,7 +27,20 @@ from typing import Any, NamedTuple
 
 import limits
 import torch
-from harness import Call, Case, Job, Row, Work, host_times, measure, parse_options, run_jobs
+from harness import (
+    Budget,
+    Call,
+    Case,
+    Job,
+    Row,
+    Work,
+    compiled,
+    dtype_text,
+    host_times,
+    measure,
+    parse_options,
+    run_jobs,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,10 +90,6 @@ def zeros(sparsity: float) -> str:
     return f"{100 * sparsity:g}% zeros"
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The dense layer; as its weight is an input, it is compiled once for all of a shape."""
     return F.linear(x, weight, bias)
@@ -89,12 +97,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
-
-
-@cache
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`torch.compile` of a function, of fewer shapes than it keeps."""
-    return torch.compile(function, dynamic=False)
 
 
 def linear_case(shape: tuple[int, int, int], dtype: torch.dtype, sparsity: float) -> Measured:
@@ -111,7 +113,7 @@ def linear_case(shape: tuple[int, int, int], dtype: torch.dtype, sparsity: float
         contenders["torch.sparse"] = call(F.linear, x, weight, layer.bias)
     work = limits.csr_linear(rows, inputs, outputs, int(layer.weight.count_nonzero()), dtype)
     case = Case(
-        "csr_linear", shape, name_of(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
+        "csr_linear", shape, dtype_text(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
     )
     host = partial(empty_calls, linear_case, (1, 1, 1), dtype, HOST_AT)
     return Measured(case, contenders, x.numel(), host)
@@ -147,7 +149,7 @@ def conv_case(
         shape[0], shape[1:], shape[1:], int(layer.weight.count_nonzero()), dtype
     )
     case = Case(
-        "csr_conv2d", shape, name_of(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
+        "csr_conv2d", shape, dtype_text(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
     )
     host = partial(empty_calls, conv_case, (1, 1, 1, 1), dtype, HOST_AT, vendor=vendor)
     return Measured(case, contenders, x.numel(), host)
@@ -215,14 +217,14 @@ def empty_calls(make: Callable[..., Measured], *options: Any, **named: Any) -> d
 
 def measure_case(make: Callable[[], Measured], turns: int, seconds: float) -> list[Row]:
     torch.manual_seed(0)
-    start = time.monotonic()
+    budget = Budget(seconds, 1)
     made = make()
     host = made.host()
     return measure(
         made.case,
         made.contenders,
         turns=turns,
-        seconds=seconds - (time.monotonic() - start),
+        seconds=budget.left(),
         copied=made.copied,
         warm_up=1,
         host=host,

@@ -17,7 +17,7 @@ from bench_fused_linear import head
 from bench_rank import eager_spearman
 from bench_sparse import zeroed, zeros
 from gpu_harness import ROTATED_BYTES
-from harness import Call, Case, rotated
+from harness import Call, Case, dtype_text, rotated
 from torch import Tensor, nn
 
 from r2kd_ext import (
@@ -55,10 +55,6 @@ class Made(NamedTuple):
 
 
 Make = Callable[[str], Made]  # from the device's name
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def backends(device: str) -> dict[str, str]:
@@ -143,7 +139,7 @@ def correlation(rows: int, classes: int, dtype: torch.dtype, columns: bool, devi
     }
     work = limits.correlation(rows, classes, dtype, columns=columns)
     variant = "" if columns else "rows"
-    case = Case("correlation", (rows, classes), name_of(dtype), work, ROLES, variant=variant)
+    case = Case("correlation", (rows, classes), dtype_text(dtype), work, ROLES, variant=variant)
     calls = {name: call_of(loss) for name, loss in losses.items()}
     return Made(case, calls, rows * classes, dtype)
 
@@ -170,7 +166,7 @@ def hard_spearman(rows: int, classes: int, dtype: torch.dtype, device: str) -> M
             lambda x, y: ops_rank.spearman(x, y, None, False, 1.0, 1e-8, triton=True)
         )
     work = limits.hard_spearman(rows, classes, dtype)
-    case = Case("spearman", (rows, classes), name_of(dtype), work, ROLES, "forward", "hard")
+    case = Case("spearman", (rows, classes), dtype_text(dtype), work, ROLES, "forward", "hard")
     return Made(case, calls, rows * classes, dtype)
 
 
@@ -250,7 +246,7 @@ def fused_linear(rows: int, classes: int, hidden: int, dtype: torch.dtype, devic
             calls[name] = call_of(lambda *heads, loss=loss: loss(*heads, labels, None, None))
     work = limits.fused_linear(rows, classes, hidden, hidden, dtype)
     case = Case(
-        "fused_linear_correlation", (rows, classes, hidden), name_of(dtype), work, ROLES,
+        "fused_linear_correlation", (rows, classes, hidden), dtype_text(dtype), work, ROLES,
         inputs="resident",
     )  # fmt: skip
     return Made(case, calls, rows * classes, dtype)
@@ -281,7 +277,7 @@ def csr_linear(
         calls["ours (triton)"] = forward_call(kernels.csr_linear, x, *entries, layer.bias.detach())
     work = limits.csr_linear(rows, inputs, outputs, weight.values().numel(), dtype)
     case = Case(
-        "csr_linear", (rows, inputs, outputs), name_of(dtype), work, ROLES, "forward",
+        "csr_linear", (rows, inputs, outputs), dtype_text(dtype), work, ROLES, "forward",
         zeros(sparsity), "resident",
     )  # fmt: skip
     return Made(case, calls, x.numel(), dtype)

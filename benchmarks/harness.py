@@ -11,16 +11,18 @@ import math
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from r2kd_ext.bench.limits import copy_bytes, copy_call, matrix_rate
 from r2kd_ext.bench.machine import OtherWork, machine
-from r2kd_ext.bench.results import Case, Rates, Work, at_matrix_rates, rows_of
+from r2kd_ext.bench.results import Case, Rates, Work, at_matrix_rates, dtype_text, rows_of
 from r2kd_ext.bench.results import save as write_rows
 from r2kd_ext.bench.timing import (
     LEAST_TURNS,
@@ -33,9 +35,9 @@ from r2kd_ext.bench.timing import (
 
 __all__ = [
     "LEAST_TURNS", "ROTATED_BYTES", "Budget", "Call", "Case", "Job", "Row", "Timing", "Work",
-    "host_times", "machine", "measure", "parse_options", "peak_memory", "peaks_of",
-    "record_matrix_rate", "rotated", "run_jobs", "show", "time_in_turns", "time_with_matrix_rate",
-    "time_with_rates", "write_rows",
+    "compiled", "dtype_text", "host_times", "machine", "measure", "parse_options", "peak_memory",
+    "peaks_of", "record_matrix_rate", "rotated", "run_jobs", "show", "time_in_turns",
+    "time_with_matrix_rate", "time_with_rates", "write_rows",
 ]  # fmt: skip
 
 Call = Callable[[int], object]
@@ -86,6 +88,12 @@ class Budget:
         share = self.left() * weight / self._weight
         self._weight -= weight
         return share
+
+
+@cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` of a function, of fewer shapes than it keeps."""
+    return torch.compile(function, dynamic=False)
 
 
 class Job(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,7 +15,16 @@ import numpy as np
 import published
 import torch
 from accelerate import Accelerator
-from harness import LEAST_TURNS, Call, Case, Row, peaks_of, time_in_turns, time_with_rates
+from harness import (
+    LEAST_TURNS,
+    Budget,
+    Call,
+    Case,
+    Row,
+    peaks_of,
+    time_in_turns,
+    time_with_rates,
+)
 from PIL import Image
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
@@ -175,7 +183,7 @@ def measure_pair(
     pair: Pair, turns: int, seconds: float, *, by_part: bool = False, with_host: bool = False
 ) -> list[Row]:
     """The rows of a pair's step, and of its parts and with the calls' own time, if asked for."""
-    start = time.monotonic()
+    budget = Budget(seconds, 1)
     host = host_times(pair) if with_host else {}
     roles = {"copy": "unit", **ROLES}
     work = works(pair)
@@ -186,7 +194,7 @@ def measure_pair(
         copied = 2 * pair.batch * 3 * pair.size**2
         # So short that each turn is one call: that of the parts.
         timings, rates = time_with_rates(
-            contenders, turns=min(turns, LEAST_TURNS), seconds=seconds - (time.monotonic() - start),
+            contenders, turns=min(turns, LEAST_TURNS), seconds=budget.left(),
             copied=copied, warm_up=0, seconds_per_turn=1e-9, resident=True,
         )  # fmt: skip
         by_parts = _turns_by_part(parts, len(timings["ours"].turns))

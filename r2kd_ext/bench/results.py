@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from ..train.files import FileProblem, write
 from .timing import Timing
 
@@ -135,6 +137,11 @@ def at_matrix_rates(
 def shape_text(shape: Iterable[int]) -> str:
     """(256, 1000) as "256 x 1000"."""
     return " x ".join(map(str, shape))
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """torch.float32 as "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _us(seconds: float | None) -> str:
