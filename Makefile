@@ -24,7 +24,7 @@ PYTEST := cd python_tests && R2KD_EXPECT_INSTALLED=1 OMP_WAIT_POLICY=passive \
 
 SANITIZED := build/sanitized
 SANITIZER_TESTS := test_correlation.py test_correlation_inputs.py test_correlation_numerics.py \
-  test_sparse_kernels.py
+  test_sparse_kernels.py test_winograd_conv2d.py
 
 .PHONY: help install test demo bench bench-docs lint cuda-check gpu-check sanitize sdist clean
 .DELETE_ON_ERROR:

@@ -54,6 +54,7 @@ PYBIND11_MODULE(_core, module) {
   r2kd::bind_moments(module);
   r2kd::bind_rank(module);
   r2kd::bind_sparse(module);
+  r2kd::bind_winograd(module);
   module.def(
       "correlation_forward",
       [](std::int64_t rows, std::int64_t cols, double temperature, bool centered,

@@ -35,7 +35,7 @@ inline void check(Status status, const char* kernel, std::int64_t rows, std::int
 }
 
 // bindings_contiguous.cpp, bindings_cuda.cpp, bindings_cuda_rank.cpp, bindings_cuda_sparse.cpp,
-// bindings_moments.cpp, bindings_rank.cpp, bindings_sparse.cpp
+// bindings_moments.cpp, bindings_rank.cpp, bindings_sparse.cpp, bindings_winograd.cpp
 void bind_contiguous(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);
 void bind_cuda_rank(pybind11::module_& module);
@@ -43,5 +43,6 @@ void bind_cuda_sparse(pybind11::module_& module);
 void bind_moments(pybind11::module_& module);
 void bind_rank(pybind11::module_& module);
 void bind_sparse(pybind11::module_& module);
+void bind_winograd(pybind11::module_& module);
 
 }  // namespace r2kd

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import _core
-from .backends import Choice, choose, choose_ranks, choose_sparse
+from .backends import Choice, choose, choose_ranks, choose_sparse, choose_winograd
 
 _CHOICES: dict[str, Callable[[torch.device], Choice]] = {
     "correlation": partial(choose, None),
@@ -18,6 +18,7 @@ _CHOICES: dict[str, Callable[[torch.device], Choice]] = {
     "soft_rank": partial(choose_ranks, None),
     "csr_linear": choose_sparse,
     "csr_conv2d": choose_sparse,
+    "winograd_conv2d": choose_winograd,
 }
 
 
@@ -93,4 +94,4 @@ def describe() -> str:
     for op, choices in info["ops"].items():
         for device, choice in choices.items():
             rows.append((f"{op} on {device}", f"{choice['backend']} ({choice['reason']})"))
-    return "\n".join(f"{name:<20} {value}" for name, value in rows)
+    return "\n".join(f"{name:<24} {value}" for name, value in rows)

@@ -7,6 +7,7 @@
 #include "correlation_entries.h"
 #include "rank_entries.h"
 #include "sparse_entries.h"
+#include "winograd_entries.h"
 
 namespace r2kd {
 namespace {
@@ -132,6 +133,11 @@ Status csr_linear(const ConstMatrix& x, std::int64_t batch, const CsrMatrix& wei
 Status csr_conv2d(const Conv2dParams& params, const ConstImages& x, const CsrMatrix& weight,
                   const void* bias, void* y, bool channels_last, int threads) {
   R2KD_DISPATCH(csr_conv2d, params, x, weight, bias, y, channels_last, threads)
+}
+
+Status winograd_conv2d(const WinogradParams& params, const float* x, const float* weight,
+                       const float* bias, const float* other, float* y, int threads) {
+  R2KD_DISPATCH(winograd_conv2d, params, x, weight, bias, other, y, threads)
 }
 
 }  // namespace r2kd

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .. import _core
 from .cuda import is_compiled
 from .triton import interpreted
 
@@ -39,6 +40,8 @@ class Won(NamedTuple):
 WON: tuple[Won, ...] = ()
 WON_RANKS: tuple[Won, ...] = ()  # likewise, of the rank ops
 WON_SPARSE: tuple[Won, ...] = ()  # likewise, of the sparse ops
+# Instruction sets of processors with which winograd_conv2d has won (benchmarks/results/).
+WON_WINOGRAD = ("avx2",)
 
 
 @lru_cache(maxsize=1)
@@ -93,6 +96,19 @@ def choose_ranks(backend: str | None, device: torch.device, classes: int | None 
 def choose_sparse(device: torch.device) -> Choice:
     """The same for the sparse ops, whose layers have no wish of their own."""
     return _choose(None, device, None, WON_SPARSE)
+
+
+def choose_winograd(device: torch.device) -> Choice:
+    """What computes the 3 x 3 convolutions of a frozen network that `winograd.takes`: "native", or
+    "reference", which is torch's own convolution."""
+    if device.type != "cpu":
+        return Choice("reference", "the kernel is for processors, others have torch's convolution")
+    if WISH in ("native", "reference"):
+        return Choice(WISH, "R2KD_BACKEND asks for it")
+    simd = _core.build_info()["simd"]
+    if simd in WON_WINOGRAD:
+        return Choice("native", f"faster than torch's convolution with {simd}")
+    return Choice("reference", f"the kernel was not measured with {simd}; torch's convolution")
 
 
 def _choose(
