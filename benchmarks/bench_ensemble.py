@@ -4,13 +4,12 @@
 
 A step of R2KD needs the blended logits of a clean and of an augmented batch. Published: the teacher
 and its pruned copy run on each, four forward passes. `TeacherEnsemble.both` folds batch norms,
-computes in channels-last order, and takes as many images at a time as were measured to be fastest.
-Images of 64 x 64, 200 classes, random weights: ResNet56 and WRN-40-2 with 64 images to a batch, as
-published, unless the time is limited: then 16. At most 6 turns, since a call takes long. "compiled"
-is `torch.compile` of both networks of the four passes, which takes 20 seconds, so only where the
-time is not limited.
-bfloat16 is timed where the processor has instructions for it. The unit is a copy of the images'
-size.
+computes in channels-last order, most 3 x 3 convolutions by Winograd's filtering, and takes as many
+images at a time as were measured to be fastest. Images of 64 x 64, 200 classes, random weights:
+ResNet56 and WRN-40-2 with 64 images to a batch, as published, unless the time is limited: then 16.
+At most 6 turns, since a call takes long. "compiled" is `torch.compile` of both networks of the four
+passes, which takes 20 seconds, so only where the time is not limited. bfloat16 is timed where the
+processor has instructions for it. The unit is a copy of the images' size.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from harness import (
     run_jobs,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from r2kd_ext import TeacherEnsemble, models, prune
 from r2kd_ext._dtypes import processor_has_bfloat16
@@ -60,13 +58,6 @@ def four_passes(networks: Sequence[Network], images: Sequence[Tensor]) -> Call:
         return [0.7 * teacher(x) + 0.3 * pruned(x) for x in images]
 
     return run
-
-
-def products(network: nn.Module, size: int = SIZE) -> int:
-    """What the network multiplies and adds for an image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, size, size))
-    return int(counter.get_total_flops()) // 2
 
 
 def contenders_of(
@@ -105,8 +96,9 @@ def measure_network(name: str, turns: int, seconds: float) -> list[Row]:
     host = empty_calls(teacher)
     contenders = contenders_of(teacher, batch, SIZE, compiles=unlimited)
     weights = sum(weight.numel() for weight in teacher.parameters())
+    multiplications = limits.multiplications(teacher, torch.zeros(1, 3, SIZE, SIZE))
     numbers = 3 * SIZE * SIZE
-    work = limits.ensemble(2 * batch, numbers, CLASSES, weights, products(teacher))
+    work = limits.ensemble(2 * batch, numbers, CLASSES, weights, multiplications)
     case = Case(
         "ensemble", (2 * batch, 3, SIZE, SIZE), "float32", work,
         ROLES,

@@ -36,6 +36,7 @@ from harness import (
     Work,
     compiled,
     dtype_text,
+    forward_call,
     host_times,
     measure,
     parse_options,
@@ -73,12 +74,6 @@ class Measured(NamedTuple):
     host: Callable[[], dict[str, float]]
 
 
-def call(function: Callable[..., object], *inputs: object) -> Call:
-    """A forward call; grad mode belongs to a thread, and memory is measured in another one."""
-    forward = torch.no_grad()(function)
-    return lambda _: forward(*inputs)
-
-
 def zeroed(layer: Any, sparsity: float) -> Any:
     """The layer with a random share of its weights at zero."""
     with torch.no_grad():
@@ -104,13 +99,13 @@ def linear_case(shape: tuple[int, int, int], dtype: torch.dtype, sparsity: float
     layer = zeroed(nn.Linear(inputs, outputs), sparsity).to(dtype)
     x = torch.randn(rows, inputs).to(dtype)
     contenders = {
-        "ours": call(SparseLinear.from_dense(layer), x),
-        "dense": call(layer, x),
-        "compiled": call(compiled(linear), x, layer.weight, layer.bias),
+        "ours": forward_call(SparseLinear.from_dense(layer), x),
+        "dense": forward_call(layer, x),
+        "compiled": forward_call(compiled(linear), x, layer.weight, layer.bias),
     }
     if sparsity >= VENDOR_LINEAR_FROM and dtype == torch.float32:
         weight = layer.weight.detach().to_sparse_csr()
-        contenders["torch.sparse"] = call(F.linear, x, weight, layer.bias)
+        contenders["torch.sparse"] = forward_call(F.linear, x, weight, layer.bias)
     work = limits.csr_linear(rows, inputs, outputs, int(layer.weight.count_nonzero()), dtype)
     case = Case(
         "csr_linear", shape, dtype_text(dtype), work, ROLES, "forward", zeros(sparsity), "resident"
@@ -134,9 +129,9 @@ def conv_case(
     layer = zeroed(nn.Conv2d(channels, channels, 3, padding=1), sparsity).to(dtype)
     x = torch.randn(shape).to(dtype)
     contenders = {
-        "ours": call(SparseConv2d.from_dense(layer), x),
-        "dense": call(layer, x),
-        "compiled": call(compiled(conv2d), x, layer.weight, layer.bias),
+        "ours": forward_call(SparseConv2d.from_dense(layer), x),
+        "dense": forward_call(layer, x),
+        "compiled": forward_call(compiled(conv2d), x, layer.weight, layer.bias),
     }
     if vendor:
         weight = layer.weight.detach().flatten(1).to_sparse_csr()
@@ -144,7 +139,7 @@ def conv_case(
             torch.testing.assert_close(
                 unfolded(x, weight, layer.bias), layer(x), rtol=1e-3, atol=1e-3
             )
-        contenders["torch.sparse"] = call(unfolded, x, weight, layer.bias)
+        contenders["torch.sparse"] = forward_call(unfolded, x, weight, layer.bias)
     work = limits.csr_conv2d(
         shape[0], shape[1:], shape[1:], int(layer.weight.count_nonzero()), dtype
     )
@@ -186,10 +181,10 @@ def model_case(
         with FlopCounterMode(display=False) as counter:
             y = dense(x)
     contenders = {
-        "ours": call(sparse, x),
-        "dense": call(dense, x),
+        "ours": forward_call(sparse, x),
+        "dense": forward_call(dense, x),
         # The pruned copies of a network share the compiled code.
-        "compiled": call(torch.compile(dense, dynamic=False), x),
+        "compiled": forward_call(torch.compile(dense, dynamic=False), x),
     }
     kept = sum(int(weight.count_nonzero()) for weight in dense.parameters())
     moved = 4 * (x.numel() + y.numel()) + (4 + limits.INDEX_BYTES) * kept

@@ -28,6 +28,7 @@ FILES = [*(group.results for group in run.GROUPS.values()), *OF_64]
 PAGE = ROOT / "docs" / "benchmarks.md"
 _LOSSES = ("ours", "eager", "compiled")
 _DENSE = ("dense", "compiled", "torch.sparse")
+_CONVOLUTIONS = ("torch", "oneDNN", "compiled")
 _PASSES = ("four passes", "compiled")
 Row = dict[str, str]
 
@@ -247,6 +248,23 @@ def fused_linear_table(folder: Path = RESULTS) -> str:
     return f"{machine(rows)}.\n\n{table(heads, cells, 2)}"
 
 
+def winograd_table(folder: Path = RESULTS) -> str:
+    rows = results.load(folder / "winograd_conv2d_cpu.csv")
+    cells = [
+        [
+            case["ours"]["shape"],
+            *(milliseconds(case.get(name), 2) for name in ("ours", *_CONVOLUTIONS)),
+            *(times_with_interval(case.get(name)) for name in _CONVOLUTIONS),
+        ]
+        for case in by_case(rows)
+    ]
+    heads = (
+        "images", "ours, ms", *(f"{name}, ms" for name in _CONVOLUTIONS),
+        *(f"times {name}" for name in _CONVOLUTIONS),
+    )  # fmt: skip
+    return f"{machine(rows)}.\n\n{table(heads, cells)}"
+
+
 def ensemble_table(name: str, folder: Path = RESULTS) -> str:
     rows = results.load(folder / name)
     cells = [
@@ -299,6 +317,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/sparse.md": {"sparse": sparse_table},
     "docs/fused_linear.md": {"fused_linear": fused_linear_table},
     "docs/teacher.md": {
+        "winograd_conv2d": winograd_table,
         "ensemble": partial(ensemble_table, "ensemble_cpu.csv"),
         "ensemble of 64": partial(ensemble_table, "ensemble_cpu_64.csv"),
     },
@@ -308,6 +327,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
         "kernels": partial(all_contenders, "correlation_kernels_cpu.csv"),
         "rank": partial(all_contenders, "rank_cpu.csv"),
         "fused_linear": partial(all_contenders, "fused_linear_cpu.csv"),
+        "winograd_conv2d": partial(all_contenders, "winograd_conv2d_cpu.csv"),
         "ensemble": partial(all_contenders, "ensemble_cpu.csv"),
         "step": partial(all_contenders, "step_cpu.csv"),
         "zoo": partial(steps_table, "zoo_cpu.csv"),

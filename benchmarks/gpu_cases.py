@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import limits
 import torch
 import torch.nn.functional as F
-from bench_ensemble import products
 from bench_fused_linear import eager as eager_fused_linear
 from bench_fused_linear import head
 from bench_rank import eager_spearman
 from bench_sparse import zeroed, zeros
 from gpu_harness import ROTATED_BYTES
-from harness import Call, Case, dtype_text, rotated
+from harness import Call, Case, dtype_text, forward_call, rotated
 from torch import Tensor, nn
 
 from r2kd_ext import (
@@ -252,11 +251,6 @@ def fused_linear(rows: int, classes: int, hidden: int, dtype: torch.dtype, devic
     return Made(case, calls, rows * classes, dtype)
 
 
-def forward_call(function: Callable[..., object], *inputs: object) -> Call:
-    without_grad = torch.no_grad()(function)
-    return lambda _: without_grad(*inputs)
-
-
 def csr_linear(
     rows: int, inputs: int, outputs: int, sparsity: float, dtype: torch.dtype, device: str
 ) -> Made:
@@ -331,7 +325,7 @@ def ensemble(name: str, batch: int, size: int, classes: int, device: str) -> Mad
     numbers = 3 * size * size
     work = limits.ensemble(
         2 * batch, numbers, classes, sum(weight.numel() for weight in teacher.parameters()),
-        products(teacher, size),
+        limits.multiplications(teacher, torch.zeros(1, 3, size, size)),
     )  # fmt: skip
     teacher = teacher.to(device)
     pruned = prune(teacher, 0.1)

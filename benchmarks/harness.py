@@ -35,9 +35,9 @@ from r2kd_ext.bench.timing import (
 
 __all__ = [
     "LEAST_TURNS", "ROTATED_BYTES", "Budget", "Call", "Case", "Job", "Row", "Timing", "Work",
-    "compiled", "dtype_text", "host_times", "machine", "measure", "parse_options", "peak_memory",
-    "peaks_of", "record_matrix_rate", "rotated", "run_jobs", "show", "time_in_turns",
-    "time_with_matrix_rate", "time_with_rates", "write_rows",
+    "compiled", "dtype_text", "forward_call", "host_times", "machine", "measure",
+    "parse_options", "peak_memory", "peaks_of", "record_matrix_rate", "rotated", "run_jobs", "show",
+    "time_in_turns", "time_with_matrix_rate", "time_with_rates", "write_rows",
 ]  # fmt: skip
 
 Call = Callable[[int], object]
@@ -94,6 +94,12 @@ class Budget:
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`torch.compile` of a function, of fewer shapes than it keeps."""
     return torch.compile(function, dynamic=False)
+
+
+def forward_call(function: Callable[..., object], *inputs: object) -> Call:
+    """A forward call; grad mode belongs to a thread, and memory is measured in another one."""
+    forward = torch.no_grad()(function)
+    return lambda _: forward(*inputs)
 
 
 class Job(NamedTuple):

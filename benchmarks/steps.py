@@ -135,13 +135,14 @@ def network_work(name: str, classes: int, size: int, *, trained: bool) -> limits
     with torch.device("meta"):  # the shapes alone matter
         network = models.create(name, classes)
         images = torch.zeros(2, 3, size, size)
+    weights = sum(weight.numel() for weight in network.parameters())
+    if not trained:
+        return limits.Network(weights, limits.multiplications(network, images))
     with FlopCounterMode(display=False) as counter:
         logits = network(images)
         forward = counter.get_total_flops()
-        if trained:
-            logits.sum().backward()
+        logits.sum().backward()
     backward = counter.get_total_flops() - forward
-    weights = sum(weight.numel() for weight in network.parameters())
     # Two operations each, of two images: a batch norm cannot train on one.
     return limits.Network(weights, forward // 4, backward // 4)
 

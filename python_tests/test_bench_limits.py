@@ -49,6 +49,26 @@ def test_a_convolution_without_zeros_is_a_dense_one() -> None:
     assert work.bytes == x.nbytes + y.nbytes + 2 * weight.nbytes + 4 * 7
 
 
+def test_multiplications_of_a_network() -> None:
+    """A quarter of those of 3 x 3 convolutions with stride 1, all of the others."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        torch.nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        torch.nn.Conv2d(8, 4, 1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 10),
+    )
+    images = torch.randn(3, 3, 8, 8)
+    direct = flops_of(lambda: network(images)) // 2
+    first = 9 * 3 * 8 * 64 * len(images)
+    assert limits.multiplications(network, images) == (direct - 3 * first // 4) // 3
+    work = limits.conv2d_3x3(3, 3, 8, 8, 8)
+    assert 4 * work.flops == flops_of(lambda: network[0](images)) == 2 * first
+    moved = [images, network[0](images), *network[0].parameters()]
+    assert work.bytes == sum(x.nbytes for x in moved)
+
+
 def test_ensemble_counts_both_networks() -> None:
     network = torch.nn.Linear(12, 5, bias=False)
     x = torch.randn(7, 12)

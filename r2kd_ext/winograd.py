@@ -51,9 +51,10 @@ def transform_weight(weight: Tensor) -> Tensor:
         [[float(x) for x in row] for row in weight_matrix()],
         dtype=torch.float64, device=weight.device,
     )  # fmt: skip
-    points = torch.einsum("ia,kcab,jb->ijkc", matrix, weight.detach().double(), matrix)
-    by_panel = points.reshape(36, outputs // PANEL, PANEL, inputs)  # [36, K / 16, 16, C]
-    return by_panel.permute(1, 0, 3, 2).to(torch.float32).contiguous()
+    both_sides = torch.kron(matrix, matrix)  # [36, 9]
+    points = weight.detach().double().reshape(-1, 9) @ both_sides.T  # [K C, 36]
+    by_panel = points.view(outputs // PANEL, PANEL, inputs, 36).permute(0, 3, 2, 1)
+    return by_panel.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def takes(layer: nn.Module) -> bool:
