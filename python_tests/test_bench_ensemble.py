@@ -32,10 +32,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_contenders_compute_the_same(bench: ModuleType) -> None:
-    contenders = bench.contenders_of(models.create("resnet8", 10), 2, 8, compiles=True)
+    contenders = bench.contenders_of(models.create("resnet8", 10), 2, 8, unlimited=True)
     ours = contenders["ours"](0)
     for name in ("four passes", "compiled"):
         torch.testing.assert_close(tuple(contenders[name](0)), tuple(ours), rtol=1e-4, atol=1e-5)
+    rounded = contenders["ours in bfloat16"](0)
+    torch.testing.assert_close(tuple(rounded), tuple(ours), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("seconds", ["0.1", "inf"])
@@ -52,8 +54,10 @@ def test_networks_and_images_in_a_given_time_and_without_one(
     # With so little time the second network is left out, as any job is.
     whole = {("resnet8", "8"), ("resnet14", "8")}
     assert found == ({("resnet8", "4")} if limited else whole)
-    contenders = {row["contender"] for row in rows} - {"ours in bfloat16"}
-    assert contenders == {"ours", "four passes"} | (set() if limited else {"compiled"})
+    contenders = {row["contender"] for row in rows}
+    others = {"compiled", "ours in bfloat16"}
+    assert contenders - others == {"ours", "four passes"}
+    assert limited or contenders >= others
     for row in rows:
         assert row["peak_mib"]
         assert bool(row["host_us"]) == (row["contender"] != "compiled")

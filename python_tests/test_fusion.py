@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from zoo import facts, filled
 
-from r2kd_ext import TeacherEnsemble, fusion, prune, teacher
+from r2kd_ext import TeacherEnsemble, fusion, prune, teacher, winograd
+from r2kd_ext.backends import Choice
 from r2kd_ext.folding import fold_batchnorm
 from r2kd_ext.fusion import fuse_activations
 
@@ -77,18 +78,25 @@ def passes_left(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", facts())
-def test_zoo(name: str) -> None:
+def test_zoo(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network gives its float64 logits to 1e-5, however its convolutions are computed."""
     network, x = filled(name, "32x32_100"), normal(2, 3, 32, 32)
     folded = copy.deepcopy(network)
     fold_batchnorm(folded)
-    fused = fuse_activations(folded)
-    # ShuffleNet v1 has three units that concatenate before their ReLU.
-    assert passes_left(fused) == (3 if name == "ShuffleV1" else 0)
-    got = plain(fused, x)
-    assert distance(got, plain(network.double(), x.double())) < 1e-5
-    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = x.contiguous(memory_format=torch.channels_last)
-    assert distance(plain(fused, x), got) < 1e-5
+    want = plain(network.double(), x.double())
+    monkeypatch.setattr(fusion, "_FEWEST_VALUES", 0)
+    for backend in ("reference", "native"):  # of 3 x 3 convolutions
+        monkeypatch.setattr(
+            winograd, "choose_winograd", lambda _, backend=backend: Choice(backend, "")
+        )
+        fused = fuse_activations(folded)
+        # ShuffleNet v1 has three units that concatenate before their ReLU.
+        assert passes_left(fused) == (3 if name == "ShuffleV1" else 0)
+        assert distance(plain(fused, x), want) < 1e-5
+        if backend == "reference":
+            folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            x = x.contiguous(memory_format=torch.channels_last)
+            assert distance(plain(fused, x), want) < 1e-5
 
 
 @pytest.mark.parametrize(
