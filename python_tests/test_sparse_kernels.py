@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from instruction_sets import LEVELS, rerun
 from sparse_cases import DTYPES, check, csr, laid_out, sparse
 from torch.nn import functional as F
 
@@ -161,21 +161,10 @@ def test_reference() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
+@pytest.mark.parametrize("level", LEVELS[:-1])
 def test_other_instruction_sets(level: str) -> None:
-    """The same cases in a process that uses a lower level than the processor's best."""
-    import r2kd_ext
-
-    levels = ("baseline", "avx2", "avx512")
-    if levels.index(level) >= levels.index(r2kd_ext.build_info()["simd"]):
-        pytest.skip(f"the suite itself runs at {r2kd_ext.build_info()['simd']}")
     tests = ("test_linear", "test_conv2d", "test_a_band_of_rows_is_a_lane")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    names = [f"{__file__}::{name}" for name in tests]
-    done = subprocess.run(
-        [*command, *names], env={**os.environ, "R2KD_SIMD": level}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    rerun(level, __file__, tests)
 
 
 def test_memory_of_a_convolution() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instruction_sets import LEVELS, rerun
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import filled
@@ -301,20 +299,11 @@ def test_a_convolution_alone(taken: list[tuple[int, ...]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
+@pytest.mark.parametrize("level", LEVELS[:-1])
 def test_other_instruction_sets(level: str) -> None:
-    """The same cases in a process that uses a lower level than the processor's best."""
-    levels = ("baseline", "avx2", "avx512")
-    if levels.index(level) >= levels.index(r2kd_ext.build_info()["simd"]):
-        pytest.skip(f"the suite itself runs at {r2kd_ext.build_info()['simd']}")
     tests = (
         "test_against_float64",
         "test_many_channels",
         "test_a_pixel_reaches_its_neighbours_alone",
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    names = [f"{__file__}::{name}" for name in tests]
-    done = subprocess.run(
-        [*command, *names], env={**os.environ, "R2KD_SIMD": level}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    rerun(level, __file__, tests)
