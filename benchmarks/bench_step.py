@@ -5,9 +5,10 @@
 ResNet56 teaches ResNet20 on images of 64 x 64 and 200 classes, 64 to a batch, or 16 where the time
 is limited, with cutmix as the augmented view: the whole step (op "step") and its parts ("step:
 teacher", ...), each turn one step of which all parts are timed. The published step is
-`published.py`; `r2kd train` crops and flips within its step, too. bfloat16 is timed where the
-processor has instructions for it. At most 6 turns, since a step takes seconds. host_us is the same
-on 2 images of 4 x 4. `bench_zoo.py` has the other pairs of networks.
+`published.py`; `r2kd train` crops and flips within its step, too. A student in bfloat16 is timed
+where the processor has instructions for it; run.teacher_dtype bf16, which is float32 on others,
+there and where the time is not limited. At most 6 turns, since a step takes seconds. host_us is the
+same on 2 images of 4 x 4. `bench_zoo.py` has the other pairs of networks.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,8 +101,15 @@ def trainer(
 
 
 @contextmanager
-def contenders_of(pair: Pair) -> Iterator[tuple[dict[str, Call], dict[str, Parts]]]:
-    """The steps by name, and where each counts its parts."""
+def contenders_of(
+    pair: Pair, *, unlimited: bool = False
+) -> Iterator[tuple[dict[str, Call], dict[str, Parts]]]:
+    """The steps by name, and where each counts its parts.
+
+    A teacher in bfloat16 takes part where the processor has instructions for it, and in an
+    `unlimited` time on others, where it computes in float32; a student in bfloat16 on the first
+    alone.
+    """
     torch.manual_seed(1)
     np.random.seed(1)
     parts: dict[str, Parts] = {}
@@ -117,10 +125,12 @@ def contenders_of(pair: Pair) -> Iterator[tuple[dict[str, Call], dict[str, Parts
             "ours": ours("fp32", "fp32", counted("ours")),
             "published": published.step(*pair, counted("published")),
         }
-        if processor_has_bfloat16():
-            for name, precision in (
-                ("ours, teacher in bfloat16", "fp32"), ("ours in bfloat16", "bf16"),
-            ):  # fmt: skip
+        has_bfloat16 = processor_has_bfloat16()
+        for name, precision, takes_part in (
+            ("ours, teacher in bfloat16", "fp32", has_bfloat16 or unlimited),
+            ("ours in bfloat16", "bf16", has_bfloat16),
+        ):
+            if takes_part:
                 found[name] = ours(precision, "bf16", counted(name))
         for counting in parts.values():
             counting.steps.clear()
@@ -168,10 +178,11 @@ def _turns_by_part(parts: Mapping[str, Parts], count: int) -> dict[str, dict[str
     return found
 
 
-def host_times(pair: Pair) -> dict[str, dict[str, float]]:
+def host_times(pair: Pair, *, unlimited: bool) -> dict[str, dict[str, float]]:
     """Seconds of the calls themselves: of the step ("step") and of its parts, by contender, on 2
     images of 4 x 4."""
-    with contenders_of(pair._replace(batch=2, size=4)) as (contenders, parts):
+    least = pair._replace(batch=2, size=4)
+    with contenders_of(least, unlimited=unlimited) as (contenders, parts):
         timings = time_in_turns(contenders, turns=LEAST_TURNS, warm_up=0, seconds_per_turn=1e-9)
         turns = _turns_by_part(parts, LEAST_TURNS)
     found = {"step": {name: timing.median for name, timing in timings.items()}}
@@ -185,13 +196,14 @@ def measure_pair(
 ) -> list[Row]:
     """The rows of a pair's step, and of its parts and with the calls' own time, if asked for."""
     budget = Budget(seconds, 1)
-    host = host_times(pair) if with_host else {}
+    unlimited = math.isinf(seconds)
+    host = host_times(pair, unlimited=unlimited) if with_host else {}
     roles = {"copy": "unit", **ROLES}
     work = works(pair)
     shape = (pair.batch, 3, pair.size, pair.size)
     variant = f"{pair.teacher} to {pair.student}"
     case = Case("step", shape, "float32", work["step"], roles, variant=variant, inputs="resident")
-    with contenders_of(pair) as (contenders, parts):
+    with contenders_of(pair, unlimited=unlimited) as (contenders, parts):
         copied = 2 * pair.batch * 3 * pair.size**2
         # So short that each turn is one call: that of the parts.
         timings, rates = time_with_rates(

@@ -69,6 +69,22 @@ def test_the_limit_has_the_products_that_torch_counts(load: Any) -> None:
     assert set(timed) == set(works)
 
 
+def test_bfloat16_takes_part_where_the_processor_or_the_time_allows(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: ModuleType = load("steps")
+    pair = steps.Pair("resnet14", "resnet8", classes=10, batch=2, size=8)
+    teacher, student = "ours, teacher in bfloat16", "ours in bfloat16"
+    for has, unlimited, want in (
+        (False, False, set()), (False, True, {teacher}), (True, False, {teacher, student}),
+    ):  # fmt: skip
+        monkeypatch.setattr(steps, "processor_has_bfloat16", lambda has=has: has)
+        with steps.contenders_of(pair, unlimited=unlimited) as (contenders, _):
+            assert set(contenders) == {"ours", "published"} | want
+            for run in contenders.values():
+                run(0)
+
+
 def test_rows_of_a_pair(load: Any, tmp_path: Path) -> None:
     steps: ModuleType = load("steps")
     pair = steps.Pair("resnet14", "resnet8", classes=10, batch=4, size=16)
