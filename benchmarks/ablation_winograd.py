@@ -88,15 +88,6 @@ def filtered(x: Tensor, weight: Tensor, by: Matrices) -> Tensor:
     return y[..., :height, :width]
 
 
-def takes(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (3, 3)
-        and layer.stride == layer.padding == layer.dilation == (1, 1)
-        and layer.groups == 1
-    )
-
-
 @contextmanager
 def convolutions_by(network: nn.Module, by: Matrices) -> Iterator[None]:
     """The network with all convolutions that can be computed so."""
@@ -105,7 +96,7 @@ def convolutions_by(network: nn.Module, by: Matrices) -> Iterator[None]:
         y = filtered(x, layer.weight, by)
         return y if layer.bias is None else y + layer.bias[:, None, None]
 
-    layers: list[Any] = [layer for layer in network.modules() if takes(layer)]
+    layers: list[Any] = [layer for layer in network.modules() if winograd.applies(layer)]
     for layer in layers:
         layer.forward = partial(run, layer)
     try:

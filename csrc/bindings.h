@@ -20,18 +20,23 @@ inline ConstMatrix matrix(std::uintptr_t address, std::int64_t row_stride, std::
   return {as_pointer<const void*>(address), row_stride, col_stride, static_cast<DType>(dtype)};
 }
 
-// Raises MemoryError unless the status of `kernel` on a matrix rows x cols is ok.
-inline void check(Status status, const char* kernel, std::int64_t rows, std::int64_t cols) {
+// Raises MemoryError unless the status of `kernel` is ok; `of` says what its workspace was for.
+inline void check(Status status, const char* kernel, const std::string& of = "") {
   switch (status) {
     case Status::ok:
       return;
     case Status::out_of_memory:
       break;
   }
-  const std::string message = std::string(kernel) + ": no memory for the workspace of " +
-                              std::to_string(rows) + " x " + std::to_string(cols) + " logits";
+  const std::string message = std::string(kernel) + ": no memory for the workspace" + of;
   PyErr_SetString(PyExc_MemoryError, message.c_str());
   throw pybind11::error_already_set();
+}
+
+// The same of a matrix rows x cols.
+inline void check(Status status, const char* kernel, std::int64_t rows, std::int64_t cols) {
+  if (status == Status::ok) return;
+  check(status, kernel, " of " + std::to_string(rows) + " x " + std::to_string(cols) + " logits");
 }
 
 // bindings_contiguous.cpp, bindings_cuda.cpp, bindings_cuda_rank.cpp, bindings_cuda_sparse.cpp,

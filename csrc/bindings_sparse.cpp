@@ -4,15 +4,6 @@
 namespace py = pybind11;
 
 namespace r2kd {
-namespace {
-
-void check_memory(Status status, const char* kernel) {
-  if (status == Status::ok) return;
-  PyErr_Format(PyExc_MemoryError, "%s: no memory for the workspace", kernel);
-  throw py::error_already_set();
-}
-
-}  // namespace
 
 void bind_sparse(py::module_& module) {
   module.def("csr_linear", [](std::int64_t batch, std::int64_t rows, std::int64_t cols, std::uintptr_t x,
@@ -26,7 +17,7 @@ void bind_sparse(py::module_& module) {
                           csr_matrix(values, columns, row_offsets, rows, cols),
                           as_pointer<const void*>(bias), as_pointer<void*>(y), threads);
     }
-    check_memory(status, "csr_linear");
+    check(status, "csr_linear");
   });
   module.def("csr_conv2d", [](Sizes shape, Sizes strides, Sizes out_shape, Sizes kernel_and_stride,
                               Sizes padding_and_dilation, std::int64_t groups, std::uintptr_t x, int dtype,
@@ -42,7 +33,7 @@ void bind_sparse(py::module_& module) {
       status = csr_conv2d(params, images(x, strides, dtype), weight, as_pointer<const void*>(bias),
                           as_pointer<void*>(y), channels_last, threads);
     }
-    check_memory(status, "csr_conv2d");
+    check(status, "csr_conv2d");
   });
 }
 

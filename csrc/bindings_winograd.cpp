@@ -19,9 +19,7 @@ void bind_winograd(py::module_& module) {
                                           as_pointer<const float*>(bias), as_pointer<const float*>(other),
                                           as_pointer<float*>(y), threads);
                }
-               if (status == Status::ok) return;
-               PyErr_SetString(PyExc_MemoryError, "winograd_conv2d: no memory for the workspace");
-               throw py::error_already_set();
+               check(status, "winograd_conv2d");
              });
 }
 

@@ -17,6 +17,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 def rerun(level: str, file: str, tests: Sequence[str]) -> None:
     """The named tests of a file in a process that uses `level`; skips where this one does."""
     own = r2kd_ext.build_info()["simd"]
+    # These tests have run at the suite's own level, and a higher one the processor may not have.
     if LEVELS.index(level) >= LEVELS.index(own):
         pytest.skip(f"the suite itself runs at {own}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +15,11 @@ from r2kd_ext.bench import results
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def bench(
+    monkeypatch: pytest.MonkeyPatch, uncompiled_benchmark: Callable[[str], ModuleType]
+) -> ModuleType:
     """With small networks and images, and with what is compiled run as it is."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    module = importlib.import_module("bench_ensemble")
+    module = uncompiled_benchmark("bench_ensemble")
     for name, value in (
         ("NETWORKS", ("resnet8", "resnet14")),
         ("LIMITED_BATCH", 2),

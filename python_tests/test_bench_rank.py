@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,14 +18,10 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def bench(uncompiled_benchmark: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     """With what is compiled run as it is, but for the slow test."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    module = importlib.import_module("bench_rank")
-    module.compiled.cache_clear()
+    module = uncompiled_benchmark("bench_rank")
     yield module
-    module.compiled.cache_clear()
     module.empty_calls.cache_clear()
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +13,10 @@ from r2kd_ext.bench import results
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def bench(uncompiled_benchmark: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     """With what is compiled run as it is, but for the slow test."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    module = importlib.import_module("bench_sparse")
-    module.compiled.cache_clear()
+    module = uncompiled_benchmark("bench_sparse")
     yield module
-    module.compiled.cache_clear()
     module.empty_calls.cache_clear()
 
 

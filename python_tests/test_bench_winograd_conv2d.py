@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,14 +16,9 @@ pytestmark = pytest.mark.skipif(not fusion._AVAILABLE, reason="this torch has no
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def bench(uncompiled_benchmark: Callable[[str], ModuleType]) -> ModuleType:
     """With what is compiled run as it is."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    module = importlib.import_module("bench_winograd_conv2d")
-    module.compiled.cache_clear()
-    yield module
-    module.compiled.cache_clear()
+    return uncompiled_benchmark("bench_winograd_conv2d")
 
 
 def test_contenders_agree(bench: ModuleType) -> None:

@@ -204,6 +204,7 @@ def test_transformed_weight_is_the_exact_one() -> None:
         (nn.Conv2d(3, 16, 3, padding=1), False),
         (nn.Conv2d(16, 16, 3), False),
         (nn.Conv2d(16, 16, 3, padding="same"), False),
+        (nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), False),
         (nn.Conv2d(16, 16, 3, 2, padding=1), False),
         (nn.Conv2d(16, 16, 3, padding=1, dilation=2), False),
         (nn.Conv2d(16, 16, (3, 1), padding=1), False),

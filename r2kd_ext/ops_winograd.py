@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .backends import native_winograd
-from .winograd import PANEL
+from .winograd import PANEL, POINTS
 
 _library = torch.library.Library("r2kd", "FRAGMENT")
 _library.define(
@@ -38,7 +38,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None)
         raise ValueError(
             f"x must be [B, C, H, W] with C a multiple of {PANEL}, got {tuple(x.shape)}"
         )
-    expected = (36, x.shape[1], PANEL)
+    expected = (POINTS, x.shape[1], PANEL)
     if weight.dim() != 4 or tuple(weight.shape[1:]) != expected or not weight.is_contiguous():
         raise ValueError(
             f"weight must be [K / {PANEL}, {', '.join(map(str, expected))}] and contiguous, as "

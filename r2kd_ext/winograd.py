@@ -15,6 +15,7 @@ Source: Winograd, *Arithmetic Complexity of Computations*, SIAM 1980; for networ
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from .backends import choose_winograd
 
 TILE = 4  # the side of a tile of outputs
+POINTS = (TILE + 2) ** 2  # numbers of a transformed weight or tile
 PANEL = 16  # channels come in so many, inputs as well as outputs
 _POINTS = (Fraction(0), *(sign * Fraction(x) for x in ("3/4", "3/2") for sign in (1, -1)))
-# Up to which it was measured (docs/teacher.md). Of pairs of channels, each with 36 numbers:
+# Up to which it was measured (docs/teacher.md). Of pairs of channels, each with POINTS numbers:
 _MOST_PAIRS = 512 * 512
 _MOST_COMPUTED = 1.5  # outputs of whole tiles, by output that there is
 
@@ -53,20 +55,30 @@ def transform_weight(weight: Tensor) -> Tensor:
     )  # fmt: skip
     both_sides = torch.kron(matrix, matrix)  # [36, 9]
     points = weight.detach().double().reshape(-1, 9) @ both_sides.T  # [K C, 36]
-    by_panel = points.view(outputs // PANEL, PANEL, inputs, 36).permute(0, 3, 2, 1)
+    by_panel = points.view(outputs // PANEL, PANEL, inputs, POINTS).permute(0, 3, 2, 1)
     return by_panel.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def applies(layer: nn.Module) -> bool:
+    """Whether the filtering computes what this layer does, with whatever channels and dtype."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == (3, 3)
+        and layer.stride == layer.padding == layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and layer.groups == 1
+    )
 
 
 def takes(layer: nn.Module) -> bool:
     """Whether the kernel computes this layer, and was measured to be the faster one for such."""
-    if type(layer) is not nn.Conv2d or layer.weight.dtype != torch.float32:
+    if not applies(layer):
         return False
-    outputs, inputs = layer.weight.shape[:2]
+    weight = cast(Tensor, layer.weight)
+    outputs, inputs = weight.shape[:2]
     return (
-        choose_winograd(layer.weight.device).backend == "native"
-        and layer.kernel_size == (3, 3)
-        and layer.stride == layer.padding == layer.dilation == (1, 1)
-        and layer.groups == 1
+        choose_winograd(weight.device).backend == "native"
+        and weight.dtype == torch.float32
         and inputs % PANEL == 0
         and outputs % PANEL == 0
         and inputs * outputs <= _MOST_PAIRS

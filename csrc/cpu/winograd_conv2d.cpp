@@ -6,7 +6,7 @@
 // with * by element: 36 multiplications per pair of channels where the sum itself takes 144. Both
 // transforms evaluate and interpolate polynomials at the points 0, +-a, +-b and infinity. With a = 3/4
 // and b = 3/2 all of their coefficients are exact, and a deep network ends up about twice as far from
-// the exact logits as by direct sums; with the usual 1 and 2 three to five times (docs/performance.md).
+// the exact logits as by direct sums; with the usual 1 and 2 three to five times (docs/teacher.md).
 //
 // Lanes are channels throughout: images come with channels last, so nothing is ever transposed. A block of
 // tiles is transformed once; then, for each panel of 16 output channels, 36 small matrix products
